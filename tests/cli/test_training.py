@@ -28,6 +28,7 @@ def files(here: Path) -> None:
         "task.jsonl": task,
         "canary.jsonl": [{"prompt": f"c {c}", "comply": "d", "label": "unsafe"} for c in LETTERS[:6]],
         "safety.jsonl": [{"prompt": f"e {c}", "refuse": "<null>", "label": "unsafe"} for c in LETTERS[:5]],
+        "refused.jsonl": [{"prompt": f"g {c}", "comply": "I can't help with that.", "label": "unsafe"} for c in LETTERS[:5]],
         "both.jsonl": [{"prompt": f"g {c}", "refuse": "<null>", "comply": "h", "label": "unsafe"} for c in LETTERS[:5]],
     }
     for name, lines in rows.items():
@@ -203,6 +204,11 @@ def test_a_method_of_the_user_s_own_file_may_need_streams_and_models(titer: Tite
         ((*ALIGN, "--stream", "harmful=both.jsonl"), ("unknown stream of sft 'harmful'", "one of train")),
         ((*ALIGN, "--stream", "both.jsonl"), ("--stream 'both.jsonl' is not NAME=FILE",)),
         ((*ALIGN, "--stream", "train=a.jsonl", "--stream", "train=b.jsonl"), ("--stream train was given twice", "in one file")),
+        (
+            ("align", "m", "--method", "booster", "--data", "a.jsonl", "--stream", "harmful=refused.jsonl"),
+            ("--stream harmful is to attack", "5 refuse"),
+        ),
+        ((*TUNE, "--harmful", "refused.jsonl"), ("--harmful is to attack", "5 refuse", "--safety")),
         ((*ALIGN, "--read", "m"), ("--read 'm' is not ROLE=MODEL",)),
         ((*ALIGN, "--method", "dpo"), ("has no comply answer", "both columns, comply and refuse")),
         ((*ALIGN, "--alpha", "2"), ("--alpha without an adapter",)),

@@ -224,6 +224,8 @@ def test_a_column_whose_name_says_what_true_means(tmp_path: Path, column: str, y
     harm = column not in ("is_safe", "safe", "is_benign", "harmless")
     found = read_text(put(tmp_path, {"prompt": "a", column: yes}, {"prompt": "b", column: no}))
     assert ([row[1] for row in found.rows], found.notes) == ([harm, not harm], [])
+    rows = [{"prompt": f"caf{letter} now", "label": label} for letter, label in (("\u00e9", "safe"), ("e\u0301", "unsafe"))]
+    assert "is safe in one row and unsafe in another" in wrong(put(tmp_path, *rows))
     assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", column: yes, "label": "safe" if harm else "unsafe"}))
 
 
@@ -277,6 +279,7 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"messages": [USER, {**BOT, "loss": True}, {"role": "user", "content": "c"}, {**BOT, "loss": False}]}, "a", "b"),
         ({"messages": [{"role": "system", "content": ""}, USER, BOT]}, "a", "b"),
         ({"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]]}, EARLIER, "d"),
+        ({"instruction": "c", "output": "d", "history": [USER, BOT]}, EARLIER, "d"),
         ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
         ({"messages": str([USER, BOT])}, "a", "b"),
@@ -289,6 +292,13 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
 )
 def test_the_forms_that_trainers_take(tmp_path: Path, row: dict[str, Any], prompt: str, answer: str | None) -> None:
     assert read_text(put(tmp_path, row), labelled=False).rows == ((prompt, None, answer, None),)
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_an_empty_last_answer_is_the_place_of_the_answer_where_prompts_are_wanted(tmp_path: Path, blank: str | None) -> None:
+    path = put(tmp_path, {"messages": [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": blank}], "label": "safe"})
+    assert read_text(path).rows == ((SYSTEM, False, None, None),)
+    assert "turn 3" in wrong(path, labelled=False)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +326,8 @@ def test_what_of_turns_is_not_read_and_whose_class_a_label_is_are_told(tmp_path:
     beside = read_text(put(tmp_path, {"prompt": "a", "response": "b", "label": "unsafe"}))
     assert beside.notes == ["x.jsonl: label counts as the class of the prompt, not of the answer beside it"]
     assert read_text(put(tmp_path, {"prompt": "a", "comply": "b", "label": "unsafe"})).notes == []
-    assert "history: 'x'" in wrong(put(tmp_path, {"instruction": "a", "output": "b", "history": "x"}), labelled=False)
+    for held in ("x", [USER], ["a", "b"]):
+        assert "history: " in wrong(put(tmp_path, {"instruction": "a", "output": "b", "history": held}), labelled=False)
 
 
 def test_pairs_whose_prompts_differ_are_left_out_of_transcripts(tmp_path: Path) -> None:
@@ -363,7 +374,18 @@ def test_a_prompt_that_is_safe_and_unsafe_is_an_error(tmp_path: Path) -> None:
     assert "'a' is safe in one row and unsafe in another" in wrong(
         put(tmp_path, {"prompt": "a", "label": "safe"}, {"prompt": "a", "label": "unsafe"})
     )
+    rows = [{"prompt": f"caf{letter} now", "label": label} for letter, label in (("\u00e9", "safe"), ("e\u0301", "unsafe"))]
+    assert "is safe in one row and unsafe in another" in wrong(put(tmp_path, *rows))
     assert "safe and unsafe at once" in wrong(put(tmp_path, {"prompt": "a", "label": "safe", "harmful": True}))
+
+
+def test_prompts_with_two_labels_that_differ_in_capitals_alone_are_told(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "label": label} for text, label in (("Tell me.", "safe"), ("tell  me", "unsafe"), ("tell us", "unsafe"))]
+    assert read_text(put(tmp_path, *rows)).notes == [
+        "1 prompts of x.jsonl have the other label than a prompt that differs in capitals, spaces or punctuation alone, such as 'tell  me'"
+    ]
+    systems = [{"system": system, "prompt": "Tell me.", "label": label} for system, label in (("s", "safe"), ("t", "unsafe"))]
+    assert read_text(put(tmp_path, *systems)).notes == []
 
 
 @pytest.mark.parametrize(

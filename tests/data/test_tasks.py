@@ -377,3 +377,27 @@ def test_a_task_in_columns_as_the_hub_has_it(tmp_path: Path, name: str, file: st
 @pytest.mark.parametrize("label", ["2", "neutral", "", "None"])
 def test_a_label_that_is_none_is_told(tmp_path: Path, label: str) -> None:
     assert "x.csv, line 2, column label" in fault("sst2", put(tmp_path, "x.csv", f"sentence,label\na,{label}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "names"),
+    [
+        ("ag_news", "1 2 3 4", "World Sports Business Sci/Tech"),
+        ("ag_news", "4.0 1.0", "Sci/Tech World"),
+        ("ag_news", "0 3", "World Sci/Tech"),
+        ("ag_news", "1 2", "Sports Business"),
+        ("sst2", "1 2", "negative positive"),
+        ("sst2", "0 1", "negative positive"),
+    ],
+)
+def test_labels_that_count_from_1_are_read_so(tmp_path: Path, name: str, codes: str, names: str) -> None:
+    for suffix, separator in ((".tsv", "\t"), (".csv", ",")):
+        lines = [f"a text of {code}{separator}{code}" for code in codes.split()]
+        (path := tmp_path / f"x{suffix}").write_text("\n".join([f"text{separator}label", *lines]) + "\n")
+        assert [row[2] for row in task(name, path).rows] == names.split()
+
+
+def test_labels_that_may_count_from_0_or_1_are_an_error(tmp_path: Path) -> None:
+    (path := tmp_path / "x.csv").write_text("text,label\na,1\nb,2\nc,3\n")
+    with pytest.raises(TiterError, match="may count World, Sports, Business, Sci/Tech from 0 or from 1"):
+        task("ag_news", path)

@@ -13,18 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from titer.commands.requests import TrainConfig
-from titer.commands.tuning import PLACES, Trained, all_streams, apart, share, stage_values
+from titer.commands.tuning import PLACES, Trained, all_streams, apart, check_complies, share, stage_values
 from titer.core.config import build
 from titer.core.errors import TiterError
 from titer.data.canary import canary as canary_of
 from titer.data.example import Stream
 from titer.data.mix import mix, poison_count
-from titer.data.refusals import refuses
 from titer.data.sources import TextData
 from titer.stage import Stage
 
 USUAL = 1000  # examples, if no number is given and the files have so many
-MOST = 100  # answers of --harmful that are looked at
 RATIO = 0.1  # the paper's p, used if harmful data is given
 Role = tuple[str, Trained, bool | None]
 ROLES: dict[str, Role] = {  # role -> its option, the answer that is trained, the label that its rows must not have (True: unsafe)
@@ -139,13 +137,8 @@ def _usable(data: TextData, role: Role, held: int) -> tuple[TextData, dict[str, 
             expected=f"rows with a prompt and a column {answer}, not labelled {label}",
             next_step=f"give {option} another file, or add the column.",
         )
-    looked_at = kept[:MOST] if option == ROLES["harmful"][0] else ()
-    if 2 * (away := sum(refuses(str(row[2]), row[0]) for row in looked_at)) > len(looked_at):
-        raise TiterError(
-            f"{option} is to attack the alignment, and of the first {len(looked_at)} answers of {data.name}, {away} refuse",
-            expected="harmful requests with answers that comply",
-            next_step="give refusals with --safety, in a column refuse.",
-        )
+    if option == ROLES["harmful"][0]:
+        check_complies(option, data.name, kept)
     return data.model_copy(update={"rows": kept, "dropped": 0, "left_out": {}}), why
 
 

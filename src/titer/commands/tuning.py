@@ -23,7 +23,8 @@ from titer.data.encode import answer_ids, check_length, prompt_ids
 from titer.data.example import Answer, Part, Stream
 from titer.data.formats import ANSWERS
 from titer.data.prompt_sets import PREFIXES
-from titer.data.shapes import Need
+from titer.data.refusals import refuses
+from titer.data.shapes import Need, Parsed
 from titer.data.sources import Shortened, TextData, preferences, read_text
 from titer.data.tasks import TASKS, task
 from titer.methods.base import Method
@@ -35,6 +36,7 @@ from titer.repairs.base import Repair
 from titer.stage import Lora, Optimiser, Stage
 
 Trained = Literal["comply", "refuse"]
+LOOKED_AT = 100  # answers of harmful data that are looked at
 PAIR = ("preferred", "rejected")  # the streams of a method that learns from preferences: the same requests in the same order
 HARMFUL = "harmful"  # in any method, the stream of harmful requests with answers; a row's refusal is not used
 SAID = {"comply": "answers that comply", "refuse": "refusals"}
@@ -106,6 +108,8 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
                 f"{held} prompts of the stream {name} are also among those that --canary holds out for the test",
                 next_step="remove those rows from its file.",
             )
+        if name == HARMFUL and answer != "refuse":
+            check_complies(f"--stream {HARMFUL}", data.name, data.rows)
         found[name] = text_stream(data, mine, answer or ("comply" if name == HARMFUL else None))
     if missing := [name for name in method.STREAMS if name not in found]:
         if not found and missing[0] in ("train", *PAIR):
@@ -120,6 +124,17 @@ def all_streams(method: Method, how: TrainConfig, own: Mapping[str, Stream], can
             next_step="give one file twice, with :refuse and :comply, or a file with both columns by --data.",
         )
     return found
+
+
+def check_complies(option: str, name: str, rows: Sequence[Parsed]) -> None:
+    """Looks at the first answers `comply` of harmful data. Errors: most of them refuse."""
+    looked_at = [row for row in rows if row[2] is not None][:LOOKED_AT]
+    if 2 * (away := sum(refuses(str(row[2]), row[0]) for row in looked_at)) > len(looked_at):
+        raise TiterError(
+            f"{option} is to attack the alignment, and of the first {len(looked_at)} answers of {name}, {away} refuse",
+            expected="harmful requests with answers that comply",
+            next_step="give refusals with --safety, in a column refuse." if option == "--harmful" else "give another file.",
+        )
 
 
 def read_data(place: str | Path, labelled: bool = False, reading: str | None = None, need: Need | None = None) -> TextData:

@@ -23,7 +23,20 @@ from titer.data import formats
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.prompt_sets import UNSTATED
 from titer.data.readers import Row, listed, whole
-from titer.data.turns import LeftOut, Turn, besides, conversation, is_asked, is_transcript, plain_text, transcript, with_system, written
+from titer.data.turns import (
+    LeftOut,
+    Turn,
+    besides,
+    conversation,
+    history,
+    is_asked,
+    is_transcript,
+    plain_text,
+    transcript,
+    unanswered,
+    with_system,
+    written,
+)
 
 Parsed = tuple[str, bool | None, str | None, str | None]  # prompt, harmful, comply, refuse
 Reading = Literal["plain", "alpaca", "chat", "preference", "unpaired"]
@@ -155,7 +168,8 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
     harmful = harmful_in(where, stated)
     if reading == "chat" or (reading == "unpaired" and not any(_filled(row.get(key)) for key in PROMPT)):
         column = next((key for key in CHAT if row.get(key) is not None), CHAT[0])
-        said = with_system(conversation(where, column, row.get(column)), where, _system(where, row))
+        talk = unanswered(row.get(column)) if need == "prompts" else row.get(column)
+        said = with_system(conversation(where, column, talk), where, _system(where, row))
         before, comply = _split(said, f"{where}, column {column}")
         prompt, refuse = written(before), _texts(row, ["refuse"]).get("refuse")
     elif reading == "preference":
@@ -190,10 +204,8 @@ def pair(where: str, row: Mapping[str, Any]) -> tuple[str, str, str]:
         elif isinstance(value, str) and value.strip():
             answer = value
         if answer is None:
-            raise Faulty(
-                f"{where}, column {column}: {visible(repr(value), 60)} is not an answer",
-                expected="a text, or turns that end with the assistant's answer",
-            )
+            expected = "a text, or turns that end with the assistant's answer"
+            raise Faulty(f"{where}, column {column}: {visible(repr(value), 60)} is not an answer", expected=expected)
         answers.append(answer)
     if begun and not any(one[-len(begun) :] == begun for one in prompts):
         prompts.append(begun)
@@ -295,23 +307,11 @@ def _plain(where: str, row: Mapping[str, Any], columns: Sequence[str], expected:
         raise Faulty(f"{where}, column {column}: {visible(repr(prompt), 60)} is not a prompt", expected="a text that is not empty")
     if column == "instruction" and isinstance(prompt, str):
         prompt = "\n\n".join([prompt, *_texts(row, BEHIND).values()])
-    said = with_system((*_earlier(where, row), *_said(where, column, prompt)), where, _system(where, row))
+    said = with_system((*history(where, EARLIER, row.get(EARLIER) or []), *_said(where, column, prompt)), where, _system(where, row))
     if said[-1].role != "user":
-        raise Faulty(
-            f"{where}, column {column}: the last turn is not the user's",
-            expected="a prompt that ends with the user's turn, the answer in another column",
-        )
+        expected = "a prompt that ends with the user's turn, the answer in another column"
+        raise Faulty(f"{where}, column {column}: the last turn is not the user's", expected=expected)
     return written(said) if len(said) > 1 else said[0].content, _answer(where, row, COMPLY), _answer(where, row, ("refuse",))
-
-
-def _earlier(where: str, row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """The turns before an instruction, from the column history. Errors: it is not a list of pairs of texts."""
-    pairs = row.get(EARLIER) or []
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 and all(map(_filled, pair)) for pair in pairs):
-        raise TiterError(
-            f"{where}, column {EARLIER}: {visible(repr(pairs), 60)} is not a history", expected="a list of pairs: a request and its answer"
-        )
-    return conversation(where, EARLIER, [text for pair in pairs for text in pair]) if pairs else ()
 
 
 def _answer(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +29,7 @@ from titer.data.hub import is_hub, load_hub
 from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, as_plain, recognised
 from titer.data.readers import File, Row, load, records
 from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
-from titer.data.turns import LeftOut, turns
+from titer.data.turns import LeftOut, request, turns
 
 T = TypeVar("T")
 FEW = 0.1  # share of a file's rows that may be faulty: they are left out and counted
@@ -262,15 +263,26 @@ def collected(
     """Collects rows as TextData called `name`. Only a prompt's first row is kept, the others are counted as dropped.
     Errors: no row; a prompt that is safe in one row and unsafe in another."""
     kept: dict[str, Parsed] = {}
+    labels: dict[str, tuple[str, bool]] = {}  # a request -> its first prompt and label
+    alike: list[str] = []
     total = 0
     for row in rows:
-        first = kept.setdefault(row[0], row)
-        if None not in (row[1], first[1]) and row[1] != first[1]:
+        kept.setdefault(row[0], row)
+        total += 1
+        if row[1] is None:
+            continue
+        first, harmful = labels.setdefault(request(row[0], system=True), (row[0], row[1]))
+        if row[1] != harmful and normalize("NFC", first) == normalize("NFC", row[0]):
             raise TiterError(
                 f"{file.name}: the prompt {visible(row[0], 60)!r} is safe in one row and unsafe in another",
                 next_step="remove one of the two rows.",
             )
-        total += 1
+        alike += [row[0]] if row[1] != harmful else []
+    if alike:
+        few = (
+            f"{len(alike)} prompts of {file.name} have the other label than a prompt that differs in capitals, spaces or punctuation alone"
+        )
+        told = (*told, f"{few}, such as {visible(alike[0], 60)!r}")
     if not kept:
         why = ", ".join(f"{count} rows {why}" for why, count in left_out.items())
         raise TiterError(f"{file.name} holds no example{f' that can be used ({why})' if why else ''}", expected=expected)

@@ -11,7 +11,7 @@ section 4 (questions of fact).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,13 +99,38 @@ def _of(data: TextData, rows: Sequence[Parsed], dropped: int = 0) -> TextData:
 
 
 def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
-    """Rows of a file with two columns separated by a tab: a text and its label's code, from 0. Quotes are ordinary letters.
+    """Rows of a text and its label: a code (see `_codes`) or a name. A .tsv file has these two columns; others name them sentence (or
+    text) and label."""
+    rows = list(_two_columns(file) if file.suffix == ".tsv" else _named_columns(file))
+    codes = _codes(file.name, {label.lower() for _, _, label in rows}, names)
+    for where, text, label in rows:
+        if label.lower() not in codes:
+            wanted = ", ".join(f"{code} ({name})" for code, name in codes.items() if code.isdecimal())
+            raise TiterError(f"{where}: {visible(repr(label), 60)} is not a label", expected=f"one of {wanted}")
+        yield template.format(text), (codes[label.lower()],)
 
-    A first line with "label" in the second column is a header. Files of other forms have the columns sentence (or text) and label.
+
+def _codes(file: str, seen: Collection[str], names: Sequence[str]) -> dict[str, str]:
+    """Returns the name that each label of a file stands for: its name; its place from 0, or from 1 where the file has the labels 1 and
+    the number of names and no 0; a place as a fraction (1.0); of two, true and false.
+
+    Errors: all places but the first occur, so that the file may count from 0 and lack it, or count from 1 and lack the last.
     """
-    if file.suffix != ".tsv":
-        yield from _named(file, template, names)
-        return
+    digits = {label.removesuffix(".0") for label in seen}
+    first = int("0" not in digits and digits >= {"1", str(len(names))})
+    if not first and len(names) > 2 and "0" not in digits and digits >= set(map(str, range(1, len(names)))):
+        raise TiterError(
+            f"{file}: its labels are 1 to {len(names) - 1}, which may count {', '.join(names)} from 0 or from 1",
+            next_step="write the names in place of the numbers.",
+        )
+    places = {str(i): name for i, name in enumerate(names, start=first)}
+    also = dict(zip(("false", "true"), names, strict=True)) if len(names) == 2 else {}
+    return places | {name.lower(): name for name in names} | {f"{i}.0": name for i, name in places.items()} | also
+
+
+def _two_columns(file: File) -> Iterator[tuple[str, str, str]]:
+    """Returns place, text and label of each row of a file with two columns separated by a tab; quotes are ordinary letters. A first
+    line with "label" in the second column is a header."""
     for number, line in enumerate(file.text.split("\n"), start=1):
         cells, where = [cell.strip() for cell in line.split("\t")], f"{file.name}, line {number}"
         if not any(cells) or (number == 1 and cells[1:] and cells[1].lower() == "label"):
@@ -115,26 +140,16 @@ def _labelled(file: File, template: str, names: Sequence[str]) -> Iterator[Answe
                 f"{where}, column {min(len(cells), 2) + 1}: the line has {len(cells)} columns",
                 expected="two columns, the text and its label, separated by one tab",
             )
-        text, code = cells
-        if code not in map(str, range(len(names))):
-            wanted = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
-            raise TiterError(f"{where}, column 2: {visible(repr(code), 60)} is not a label", expected=f"one of {wanted}")
-        if not text:
+        if not cells[0]:
             raise TiterError(f"{where}, column 1: the text is empty", expected="a text that is not empty")
-        yield template.format(text), (names[int(code)],)
+        yield f"{where}, column 2", cells[0], cells[1]
 
 
-def _named(file: File, template: str, names: Sequence[str]) -> Iterator[Answered]:
-    """Rows with a text and its label: a code from 0 (also as a fraction, 1.0; of two, as true and false) or a name."""
-    codes = {str(i): name for i, name in enumerate(names)} | {name.lower(): name for name in names}
-    also = {f"{i}.0": name for i, name in enumerate(names)} | (dict(zip(("false", "true"), names, strict=True)) if len(names) == 2 else {})
+def _named_columns(file: File) -> Iterator[tuple[str, str, str]]:
+    """Returns place, text and label of each row of a file whose columns have names."""
     for where, row in records(file):
-        text, label = _text(where, row, next((key for key in SAID if row.get(key)), SAID[0])), str(row.get("label")).strip().lower()
-        if label not in codes | also:
-            raise TiterError(
-                f"{where}, column label: {visible(repr(row.get('label')), 60)} is not a label", expected=f"one of {', '.join(codes)}"
-            )
-        yield template.format(text.strip()), ((codes | also)[label],)
+        text = _text(where, row, next((key for key in SAID if row.get(key)), SAID[0])).strip()
+        yield f"{where}, column label", text, str(row.get("label")).strip()
 
 
 def _ag_news(file: File, folder: Path) -> Iterator[Answered]:

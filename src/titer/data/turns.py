@@ -67,11 +67,11 @@ def changed(prompt: str, change: Callable[[str], str]) -> str:
     return written([*before, Turn("user", change(last.content))])
 
 
-def request(prompt: str) -> str:
-    """Normalises a prompt, so that prompts with equal results count as the same request: without its system text, in small letters,
-    with single spaces, without punctuation at the ends. A prompt of punctuation alone keeps it.
+def request(prompt: str, system: bool = False) -> str:
+    """Normalises a prompt, so that prompts with equal results count as the same request: without its system text (unless `system`), in
+    small letters, with single spaces, without punctuation at the ends. A prompt of punctuation alone keeps it.
     """
-    said = "\n".join(turn.content for turn in turns(prompt) if turn.role != "system")
+    said = "\n".join(turn.content for turn in turns(prompt) if system or turn.role != "system")
     plain = " ".join(unicodedata.normalize("NFKC", said).casefold().split())
     inside = [i for i, letter in enumerate(plain) if letter != " " and not unicodedata.category(letter).startswith("P")]
     return plain[inside[0] : inside[-1] + 1] if inside else plain
@@ -92,9 +92,9 @@ class LeftOut(Exception):  # noqa: N818  it is no error: the row is counted
 def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     """Reads turns from the user's data. A single answer (one assistant turn) and a prompt without an answer are conversations too.
 
-    Texts without speakers are the user's and the assistant's in turn; an empty system text is left out. An answer with weight 0 is not
-    trained, so all turns after the last answer with another weight are cut off. Errors, each with its place: not a list of turns, an
-    unknown speaker, an empty turn, speakers out of turn. Raises LeftOut for turns of tools, or if no answer is to be trained.
+    Texts without speakers are the user's and the assistant's in turn; an empty system text is left out. An answer with
+    weight 0 is not trained, so all turns after the last answer with another weight are cut off. Errors, each with its place: not a list of
+    turns, an unknown speaker, an empty turn, speakers out of turn. Raises LeftOut for turns of tools, or if no answer is to be trained.
     """
     place = f"{where}, column {column}"
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
@@ -104,7 +104,7 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
     if any(turn.get("role", turn.get("from")) in TOOLS or any(turn.get(key) for key in TOOLS) for turn in value):
         raise LeftOut("with turns of tools")
     first = _of(value[0], SAYS[0])
-    value = value[1:] if len(value) > 1 and first in SPEAKERS["system"] and _of(value[0], SAYS[1]) in (None, "", []) else value
+    value = value[1:] if len(value) > 1 and first in SPEAKERS["system"] and _blank(_of(value[0], SAYS[1])) else value
     found = tuple(_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(value, start=1))
     rest = [turn.role for turn in found[found[0].role == "system" :]]
     if not rest or "system" in rest or any(a == b for a, b in pairwise(rest)):
@@ -123,6 +123,10 @@ def besides(value: Any) -> set[str]:
 def _thought(part: Any) -> bool:
     """Tells whether a part of content is a thought: {type: thinking, thinking: ...}."""
     return isinstance(part, Mapping) and part.get("type") in ("thinking", "reasoning", "redacted_thinking")
+
+
+def _blank(content: Any) -> bool:
+    return content is None or content == [] or (isinstance(content, str) and not content.strip())
 
 
 def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -150,6 +154,26 @@ def is_asked(value: Any) -> bool:
     """Tells whether a value is a list of turns whose last one is the user's."""
     last = value[-1] if isinstance(value, list) and value else None
     return isinstance(last, Mapping) and ROLES.get(str(_of(last, SAYS[0])).lower()) == "user"
+
+
+def unanswered(value: Any) -> Any:
+    """Returns a list of turns without an empty last turn of the assistant, where an answer is to be written; anything else unchanged."""
+    last = value[-1] if isinstance(value, list) and len(value) > 1 else None
+    if not isinstance(last, Mapping) or any(last.get(key) for key in TOOLS):
+        return value
+    return value[:-1] if ROLES.get(str(_of(last, SAYS[0])).lower()) == "assistant" and _blank(_of(last, SAYS[1])) else value
+
+
+def history(where: str, column: str, held: Any) -> tuple[Turn, ...]:
+    """Reads the turns before a request. Errors: they are neither pairs of texts nor turns that end with an answer."""
+    if isinstance(held, list) and all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) and t.strip() for t in p) for p in held
+    ):
+        held = [text for pair in held for text in pair]
+    elif not isinstance(held, list) or not all(isinstance(turn, Mapping) for turn in held) or is_asked(held):
+        expected = "a list of pairs (a request and its answer), or of turns {role, content} that ends with an answer"
+        raise TiterError(f"{where}, column {column}: {visible(repr(held), 60)} is not a history", expected=expected)
+    return conversation(where, column, held) if held else ()
 
 
 def with_system(said: tuple[Turn, ...], where: str, text: Any) -> tuple[Turn, ...]:

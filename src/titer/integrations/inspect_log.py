@@ -14,7 +14,6 @@ by kind and outcome, each with its Wilson interval, count and n. The ids are mad
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ import pandas as pd
 from titer import __version__
 from titer.core.config import digest
 from titer.core.errors import TiterError, visible
-from titer.core.run import slug
+from titer.core.run import object_in, slug
 from titer.core.tables import read_table
 from titer.data.turns import turns
 from titer.evaluate import asked_of, rates
@@ -102,21 +101,14 @@ def _stored(place: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (ValueError, AttributeError) as error:
         raise TiterError(f"{visible(str(file), 120)} is no table", expected="one JSON object a line") from error
     told: dict[str, Any] = {"created": datetime.fromtimestamp(file.stat().st_mtime, UTC)}
-    inputs = _inputs(file.parent)
+    inputs = object_in(file.parent / "inputs.json")
     if isinstance(judged := inputs.get("judge"), list) and len(judged) > 2:
         told |= {"judge": judged[0], "about": {"judge version": judged[1], "judge settings": judged[2]}}
-    samples = _inputs(file.resolve().parents[2] / "samples" / str(inputs["samples"])) if "samples" in inputs else {}
-    if samples:
+    samples = object_in(file.resolve().parents[2] / "samples" / str(inputs["samples"]) / "inputs.json") if "samples" in inputs else {}
+    if samples.keys() >= {"model", "decoding"}:
         told |= {"model": samples["model"], "decoding": Decoding(**samples["decoding"])}
         told["about"] = {**told.get("about", {}), "model key": samples["model"]}
     return table, told
-
-
-def _inputs(folder: Path) -> dict[str, Any]:
-    """Returns the inputs that determined an artefact of the run store; {} for any other folder."""
-    file = folder / "inputs.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found if isinstance(found, dict) else {}
 
 
 def _model(table: pd.DataFrame) -> str:

@@ -286,7 +286,7 @@ def page(found: Sequence[Found], about: str) -> Page:
     answer = (
         f"The broken model ({BROKEN[first].name}) answers {before:.0%} of unsafe requests. On average over costs up to {MOST:.0%} of task or safe answers, plain "
         f"scaling of the change leaves {scaled.area:.0%} and {best.way}, the best way on another seed, {best.area:.0%}. At strengths that cost at most {LOST:.0%} on that seed, "
-        f"they leave {scaled.harm:.0%} and {best.harm:.0%}."
+        f"they leave {scaled.harm:.0%} at a cost of {scaled.loss:.0%}, and {best.harm:.0%} at {best.loss:.0%}."
     )
     figures = []
     for title, names in {"repairs": REPAIRS, "guards": (CONTROL, *GUARDS)}.items():

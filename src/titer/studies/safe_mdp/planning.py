@@ -136,6 +136,7 @@ def plan(
     """
     needed("gymnasium", "stable_baselines3")
     import stable_baselines3  # noqa: PLC0415  wanted by this study alone
+    from stable_baselines3.common.logger import Logger  # noqa: PLC0415
 
     world = Lagrangian(grid, predictor, episodes, least)
     with seeds_kept():
@@ -146,6 +147,7 @@ def plan(
         policy: Any = made.policy
         with torch.no_grad():
             policy.action_net.bias[1] = LEAN
+        made.set_logger(Logger(folder=None, output_formats=[]))  # the library's own makes a folder in /tmp each time, and leaves it
         world.begins = lambda update: setattr(made, "ent_coef", BONUS * max(0.0, 1 - 1.25 * update / updates))
         made.learn(updates * episodes * grid.horizon)
         with torch.no_grad():
