@@ -136,6 +136,9 @@ def test_a_change_of_one_mlp_is_found_there_and_nowhere_else(
     assert rate(table, REVERSE, "the MLPs of layer 3") == 1
     assert rate(table, RANDOM, "the MLPs of layer 3") < 0.5
     assert table.groupby("way").n.nunique().eq(1).all()
+    half = set(table[(table.way == BACK) & (table.rate >= 0.5) & (table.part != "all weights")].part)
+    assert half > {"the MLPs", "the MLPs of layer 3"}
+    assert half <= set(table[table.way == RANDOM].part)
     said = restoring.sentence(table)
     assert said.startswith("putting back the MLPs of layer 3 alone brings back 100% [")
     row = restoring.smallest(table, editable=True)

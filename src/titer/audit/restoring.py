@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +44,7 @@ from titer.report.style import GREEN, GREY, RED
 VERSION = 1
 WHY = "parts of the change put back"
 LEAST, MOST, TOKENS = 5, 32, 16  # lost refusals needed; most prompts asked; new tokens per answer
-PARTS = 36  # how often a Llama answers all prompts: with everything, kinds, thirds, a direction and halves put back; at random; in reverse
+PARTS = 45  # how often a Llama answers all prompts: with everything, kinds, thirds, a direction and halves put back; at random; in reverse
 BEGUN = "prefill"  # the set of unsafe prompts whose answer is begun
 HALF = 0.5  # share of the lost refusals that a part must bring back
 BACK, RANDOM, REVERSE = "put back", "random change of equal norm", "the model before with that part of the change"
@@ -233,13 +232,22 @@ def restored(
     share(BACK, moved.part())
     kinds = [part for kind in KINDS if kind and (part := moved.part(kind)).tensors]
     told = _direction(moved, refusal)
-    back = {part: share(BACK, part) for part in (*kinds, *_coarse(moved), *told)}
-    whole = [part for part in back if part.direction is None and back[part] >= HALF]
-    least = _halved(min(whole, key=lambda part: part.size), moved, partial(share, BACK)) if whole else None
+    back: dict[Part, float] = {}
+
+    def put_back(part: Part) -> float:
+        back[part] = share(BACK, part)
+        return back[part]
+
+    for part in (*kinds, *_coarse(moved), *told):
+        put_back(part)
+    whole = [part for part, rate in back.items() if part.direction is None and rate >= HALF]
+    least = _halved(min(whole, key=lambda part: part.size), moved, put_back) if whole else None
     beside = list(dict.fromkeys([*kinds, *told, *([least] if least else [])]))
-    for way in (RANDOM, REVERSE):
-        for part in beside:
-            share(way, part)
+    checked = [*beside, *(part for part, rate in back.items() if rate >= HALF)]
+    for part in {part.name: part for part in checked}.values():
+        share(RANDOM, part)
+    for part in beside:
+        share(REVERSE, part)
     return pd.DataFrame(rows)
 
 
