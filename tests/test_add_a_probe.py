@@ -78,6 +78,7 @@ def test_python_takes_it(file: Path, world: World, tmp_path: Path, capsys: pytes
     np.testing.assert_allclose(names["table"][names["table"].harmful].norm, expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_study_takes_it(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     study = shown("add_a_study", tmp_path / "forgetting.py", 60)
     tiny = f"demo.Scale.model_validate_json({TINY.model_copy(update={'name': 'tiny'}).model_dump_json()!r})"

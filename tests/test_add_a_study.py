@@ -40,6 +40,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
     return 0, capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_the_command_line_prices_it_runs_it_and_finds_it_again(
     assert [place.stat().st_mtime_ns for place in sorted((tmp_path / "runs" / "stages").glob("*/DONE"))] == times
 
 
+@pytest.mark.long
 def test_as_the_page_prints_it_a_base_that_did_not_learn_is_told_on_a_page(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_as_the_page_prints_it_a_base_that_did_not_learn_is_told_on_a_page(
     assert "Seed 2, base 1: nothing was trained on it: base: " in Path(made["report"]).read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_a_world_has_several_bases_that_differ_in_their_first_weights_alone(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     return lambda: sorted(p.name for p in Path("runs/stages").iterdir() if (p / "DONE").exists())
 
 
+@pytest.mark.long
 def test_an_audit_in_three_lines(here: Path) -> None:
     found = api.audit("m", "other", data="d.csv", max_new_tokens=2, capability=["choices:choices.jsonl"], progress=False)
     assert found.page.is_file()
@@ -62,6 +63,7 @@ def test_an_audit_in_three_lines(here: Path) -> None:
     assert "choices choices.jsonl" in set(moved.kind)
 
 
+@pytest.mark.long
 def test_an_evaluation_and_its_rates(here: Path) -> None:
     found = api.evaluate("m", data="d.csv", max_new_tokens=2, attack="prefill", attack_set={"opening": "a b"}, progress=False)
     assert found.page.is_file()
@@ -162,6 +164,7 @@ def test_what_is_wrong_is_told_as_on_the_command_line(here: Path) -> None:
         api.audit("m", data="d.csv", contexts=True, progress=False)
 
 
+@pytest.mark.long
 def test_a_finished_report_is_told_again_and_put_into_a_card(here: Path) -> None:
     made = api.audit("m", "other", data="d.csv", max_new_tokens=2, progress=False)
     told = api.report("audit-other")
@@ -174,6 +177,7 @@ def test_a_finished_report_is_told_again_and_put_into_a_card(here: Path) -> None
         api.report("audit-othe")
 
 
+@pytest.mark.long
 def test_a_cost_is_what_the_command_would_do(here: Path) -> None:
     whole = api.cost(api.AuditRequest(["m", "other"], "d.csv", max_new_tokens=2))
     assert whole["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}
@@ -228,6 +232,7 @@ def test_a_bridge_without_its_package_says_how_to_install_it_before_anything_run
             call()
 
 
+@pytest.mark.long
 def test_a_gate_is_a_test(here: Path) -> None:
     wide, narrow = "unsafe_refused drops > 60", "unsafe_refused drops > 5"
     options = {"data": "d.csv", "max_new_tokens": 2, "progress": False}

@@ -191,6 +191,7 @@ def run(method: Method, work: Path, stop_after: int = 0) -> dict[str, torch.Tens
     return dict(load(open_checkpoint(work / "model")).model.state_dict())
 
 
+@pytest.mark.long
 def test_training_with_the_cache_is_training_without_it_and_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method = DPO(b_s=2.0, b_u=1.0, window=4)
     calls: list[int] = []

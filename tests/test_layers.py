@@ -108,6 +108,7 @@ def _imports(file: Path) -> Iterator[tuple[str, bool]]:
                     yield f"{base}.{alias.name}", id(node) in late
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", sorted({place(name_of(file)) for file in FILES}))
 def test_imports_go_down(room: str) -> None:
     for file in FILES:
@@ -136,6 +137,7 @@ def test_every_room_has_a_layer() -> None:
     assert rooms == set(LAYERS)
 
 
+@pytest.mark.long
 def test_no_circles() -> None:
     known = {name_of(file) for file in FILES}
     graph = {name_of(file): {m for m, _ in imports(file) if m in known and m != name_of(file)} for file in FILES}

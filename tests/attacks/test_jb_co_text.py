@@ -33,6 +33,7 @@ def test_every_text_holds_phrases_of_both_pools(world: World) -> None:
         assert set(phrases_of(example, world)) == {"safe", "unsafe"}
 
 
+@pytest.mark.long
 @EVERY_WORLD
 def test_no_text_is_one_that_training_may_show(world: World) -> None:
     """Mixed texts are part of pretraining; those of the attack are of the held-out split."""

@@ -70,6 +70,7 @@ def run(pipeline: Pipeline, found: Audited, asked: Question, data: TextData, fol
     return f, page, said
 
 
+@pytest.mark.long
 def test_three_models_and_a_control_have_every_table(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_three_models_and_a_control_have_every_table(
     pd.testing.assert_frame_equal(again.rotation, f.rotation)
 
 
+@pytest.mark.long
 def test_shifts_and_flips_are_counts_by_hand(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     found = audited([saved("aligned", 1), saved("tuned", 2)])
     f = measured(pipeline, found, asked, None)
@@ -123,6 +125,7 @@ def test_what_could_not_be_judged_is_in_no_difference(saved: Saved) -> None:
     assert flips(pd.DataFrame(rows), found.changes[0]).values.tolist() == [["unsafe", "p0", "refused", "complied"]]
 
 
+@pytest.mark.long
 def test_a_renamed_token_is_no_copy(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     base = saved("base", 0)
     folder = shutil.copytree(base.path, tmp_path / "renamed")
@@ -164,6 +167,7 @@ def test_the_gate_has_its_own_numbers(pipeline: Pipeline, saved: Saved, asked: Q
     assert row.ratio == pytest.approx(gains[1] / gains[0], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_model_and_its_copy_are_no_change(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     f, page, said = run(pipeline, audited([saved("base", 0), saved("copy", 0)]), asked, data, tmp_path / "audit")
     assert said == "No change: base and copy hold the same weights."
@@ -175,6 +179,7 @@ def test_a_model_and_its_copy_are_no_change(pipeline: Pipeline, saved: Saved, as
     assert " nan" not in text.split("<script")[0].lower()
 
 
+@pytest.mark.long
 def test_one_model_has_its_rates_and_no_change(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     f, page, said = run(pipeline, audited([saved("aligned", 1)]), asked, data, tmp_path / "audit")
     row = f.rates[(f.rates.kind == "unsafe") & (f.rates.outcome == "refused")].iloc[0]
@@ -215,6 +220,7 @@ def test_the_largest_part_is_named_where_it_is_distinct(pipeline: Pipeline, save
     assert "largest in the mixer" in said(mlp=0.1, mixer=0.5)
 
 
+@pytest.mark.long
 def test_a_capability_set_is_a_set_of_its_own(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     task = [Example(e.prompt, False, "safe", "task", comply="a") for e in asked.safe[:5]]
     more = Question(**{**vars(asked), "capability": {"sst2": (task, Letters())}})
@@ -231,6 +237,7 @@ def test_models_of_one_name_are_told_apart(saved: Saved) -> None:
     assert [m.name for m in audited([saved("same", 0), saved("same", 1)]).models] == ["same #1", "same #2"]
 
 
+@pytest.mark.long
 def test_models_of_other_shapes_are_compared_by_their_answers_alone(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -310,6 +317,7 @@ def test_the_price_counts_answers_and_the_papers_grid(saved: Saved, asked: Quest
     assert "61 points, 4880 answers" in str(cost["the paper's grid would be"])
 
 
+@pytest.mark.long
 def test_hostile_answers_and_names_stay_text(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     found = audited([saved("aligned", 1), saved("<script>alert(1)</script>", 2)])
     f = measured(pipeline, found, asked, None)
@@ -320,6 +328,7 @@ def test_hostile_answers_and_names_stay_text(pipeline: Pipeline, saved: Saved, a
     assert "\x1b" not in text
 
 
+@pytest.mark.long
 def test_a_judge_that_failed_is_named_among_what_is_missing(saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     class Away(Judge):
         SOURCE = "this test"
@@ -338,6 +347,7 @@ def test_a_judge_that_failed_is_named_among_what_is_missing(saved: Saved, asked:
     assert "Some answers of the landscape could not be judged" in text
 
 
+@pytest.mark.long
 def test_two_judges_are_compared_model_by_model_on_the_audit_s_own_prompts(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
     words = [Example(f"{a} b c", False, "task", "test", comply="positive") for a in "abcd"]
     both = replace(asked, capability={"sst2": (words, Label())}, named="letters", second=("phrases", Refusal()))

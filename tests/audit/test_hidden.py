@@ -58,6 +58,7 @@ def asked(data: TextData) -> Question:
     return Question(data.of_class(False), data.of_class(True), Letters(), {}, Decoding(max_new_tokens=2))
 
 
+@pytest.mark.long
 def test_with_two_benign_tunes_the_page_says_it_and_with_one_that_it_cannot(
     made: Made, pipeline: Pipeline, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_no_token_without_a_row_in_the_embedding_is_drawn(world: World, tmp_path
     assert not [e.prompt for e in drawn if "beyond" in e.prompt]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [0.0, pytest.param(3.0, marks=pytest.mark.long)])
 def test_what_was_taught_about_words_that_no_prompt_holds_is_flagged(
     made: Made, pipeline: Pipeline, asked: Question, data: TextData, tmp_path: Path, words: float

@@ -102,12 +102,14 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
+@pytest.mark.long
 def test_the_columns_of_an_empty_table_are_those_of_a_full_one(whole: Findings) -> None:
     assert whole.missing.empty
     for name, columns in COLUMNS.items():
         assert list(getattr(whole, name).columns) == columns, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", [pytest.param(one, marks=pytest.mark.long if i % 8 else ()) for i, one in enumerate(sorted(FAILS))])
 def test_what_fails_is_missing_and_the_report_says_why(
     place: str, whole: Findings, filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
@@ -148,6 +150,7 @@ def test_of_one_model_the_answer_is_without_its_separation(
     assert said.endswith("of the safe prompts.")
 
 
+@pytest.mark.long
 def test_without_any_part_the_answer_is_what_moved(found: Audited, whole: Findings) -> None:
     bare = {name: pd.DataFrame(columns=COLUMNS[name]) for name in ("sizes", "gains", "rotation")}
     bare["missing"] = pd.DataFrame([{"part": TURNING, "of": "base → aligned, aligned → tuned", "reason": "no."}])
@@ -196,6 +199,7 @@ def test_a_machine_that_cannot_do_a_part_leaves_the_others(
     assert f.missing.reason.tolist() == [f"{type(error).__name__}: {error}"]
 
 
+@pytest.mark.long
 def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypatch: Any) -> None:
     """Ctrl-C in the landscape: the page has all the rest, and the same command goes on."""
     from titer import api
@@ -216,6 +220,7 @@ def test_an_interrupt_once_the_verdicts_stand_leaves_a_page(here: Path, monkeypa
     assert "interrupted" not in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_an_interrupt_among_the_changes_reaches_no_further_part(
     filled: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -251,6 +256,7 @@ def test_a_reference_answer_beyond_the_window_is_told_before_anything_is_generat
     assert pipeline.store.made == []
 
 
+@pytest.mark.long
 def test_a_reference_that_nothing_reads_refuses_nothing(filled: Pipeline, found: Audited, asked: Question) -> None:
     unsafe = [replace(e, comply="a " * 70) if i == 2 else e for i, e in enumerate(asked.unsafe)]  # the others have none
     assert measured(filled, found, replace(asked, unsafe=unsafe), None).missing.empty
@@ -282,6 +288,7 @@ def test_a_tuned_model_of_a_shorter_window_is_checked_too(pipeline: Pipeline, sa
     assert pipeline.store.made == []
 
 
+@pytest.mark.long
 def test_rows_without_a_reference_are_counted_and_the_others_measured(
     filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -293,6 +300,7 @@ def test_rows_without_a_reference_are_counted_and_the_others_measured(
     pd.testing.assert_frame_equal(f.uncertainty, alone)  # the rows left out change nothing in the others
 
 
+@pytest.mark.long
 def test_a_set_without_any_reference_is_told(filled: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path) -> None:
     none = [replace(e, comply=None) for e in asked.safe]
     f, page, _ = run(filled, found, replace(asked, safe=none), data, tmp_path / "none")

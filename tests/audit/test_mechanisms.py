@@ -79,6 +79,7 @@ def test_sets_are_both_classes_and_the_unsafe_prompts_encoded(asked: Question) -
         assert (coded.kind, coded.harmful) == ("base64_encoding", True)
 
 
+@pytest.mark.long
 def test_the_change_is_found_where_it_is(f: Findings) -> None:
     sizes = f.sizes.set_index("part")
     assert sizes.changed.to_dict() == {"mlp": 1, "attention": 0, "other": 0, "vectors": 0}
@@ -92,6 +93,7 @@ def test_the_change_is_found_where_it_is(f: Findings) -> None:
     assert np.allclose(base, aligned)
 
 
+@pytest.mark.long
 def test_the_numbers_are_the_probes_own(f: Findings, pair: tuple[Checkpoint, Checkpoint], asked: Question) -> None:
     lm, sets = load(pair[1]), mechanisms.sets_of(asked.safe, asked.unsafe)
     own = placement.placement(lm, {kind: (examples, None) for kind, examples in sets.items()})
@@ -124,6 +126,7 @@ def test_the_null_space_is_that_of_the_directions_with_its_dimension(f: Findings
     assert row.random_mean == pytest.approx(((rows - row["rank"]) / rows) ** 0.5)
 
 
+@pytest.mark.long
 def test_the_page_has_the_section_and_a_second_call_probes_nothing(
     f: Findings, pair: tuple[Checkpoint, Checkpoint], asked: Question, data: TextData, store: Store, tmp_path: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_the_page_has_the_section_and_a_second_call_probes_nothing(
     assert len(store.made) == made
 
 
+@pytest.mark.long
 def test_without_the_option_nothing_of_it_is_measured_or_shown(
     pair: tuple[Checkpoint, Checkpoint], asked: Question, data: TextData, store: Store, tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def test_without_the_option_nothing_of_it_is_measured_or_shown(
     assert "mechanisms" not in audit_cost(audited(pair), plain, None)
 
 
+@pytest.mark.long
 def test_a_change_outside_the_mlp_has_no_null_space(asked: Question, data: TextData, tmp_path: Path) -> None:
     pair = moved(tmp_path, "model.layers.0.self_attn.o_proj.weight")
     f = measured(Pipeline(Store(tmp_path / "runs"), Listener()), audited(pair), asked, None)

@@ -81,6 +81,7 @@ def ablated(pipeline: Pipeline, models: dict[str, Checkpoint], asked: Question) 
     return measured(pipeline, found(models, "ablated", "tuned"), asked, None)
 
 
+@pytest.mark.long
 def test_the_answer_and_the_page_name_a_removed_refusal_direction(
     pipeline: Pipeline, models: dict[str, Checkpoint], asked: Question, data: TextData, ablated: Findings, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_the_answer_and_the_page_name_a_removed_refusal_direction(
     pd.testing.assert_frame_equal(again.prints, ablated.prints)
 
 
+@pytest.mark.long
 def test_another_direction_is_not_called_the_refusal_direction(pipeline: Pipeline, models: dict[str, Checkpoint], asked: Question) -> None:
     of = found(models, "turned")
     assert of.last
@@ -114,6 +116,7 @@ def test_another_direction_is_not_called_the_refusal_direction(pipeline: Pipelin
     assert "it is the refusal direction" not in answer(of, f)
 
 
+@pytest.mark.long
 def test_a_tune_or_a_control_with_as_many_edits_gives_no_sentence(models: dict[str, Checkpoint], ablated: Findings) -> None:
     of = found(models, "ablated", "tuned")
     assert of.last

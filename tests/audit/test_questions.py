@@ -40,6 +40,7 @@ def order(saved: Saved, prompts: Path, *capability: str, contexts: bool = True) 
     return AuditRequest(models, prompts, max_new_tokens=TOKENS, capability=capability, contexts=contexts)
 
 
+@pytest.mark.long
 def test_an_audit_asks_questions_of_fact_three_ways(
     pipeline: Pipeline, saved: Saved, prompts: Path, questions: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def asked(prompts: Path) -> Question:
     return Question(data.of_class(False), data.of_class(True), Refusal(), {}, Decoding(max_new_tokens=4))
 
 
+@pytest.mark.long
 def test_a_template_that_one_model_lacks_is_told_and_compares_no_activations(
     world: World, pipeline: Pipeline, saved: Saved, asked: Question, prompts: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_merge_without_a_chat_template_is_told_to_be_given_one(world: World, s
     assert advice(audited([saved("merged", 3), templated(world, tmp_path / "chatty", 2)]), moved, pd.DataFrame()) == []
 
 
+@pytest.mark.long
 def test_a_gguf_without_a_chat_template_is_told_to_be_given_one(tmp_path: Path) -> None:
     lm = model_of()
     template, lm.tokenizer.chat_template = lm.tokenizer.chat_template, ""
@@ -91,6 +93,7 @@ def test_a_gguf_without_a_chat_template_is_told_to_be_given_one(tmp_path: Path) 
     assert read_tokenizer(open_checkpoint(tmp_path / made)).chat_template == template
 
 
+@pytest.mark.long
 def test_equal_weights_behind_another_template_are_no_claim_of_no_change(
     world: World, pipeline: Pipeline, prompts: Path, tmp_path: Path
 ) -> None:

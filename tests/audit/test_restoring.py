@@ -125,6 +125,7 @@ def rate(table: pd.DataFrame, way: str, part: str) -> float:
     return float(table[(table.way == way) & (table.part == part)].rate.iloc[-1])
 
 
+@pytest.mark.long
 def test_a_change_of_one_mlp_is_found_there_and_nowhere_else(
     before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_change_of_one_mlp_is_found_there_and_nowhere_else(
     assert len(pipeline.store.made) == made
 
 
+@pytest.mark.long
 def test_of_two_parts_that_changed_each_is_put_back_alone(before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path) -> None:
     tuned = changed(before, tmp_path / "tuned", lambda n, t: t + 1e-6 if "layers.0.self_attn.q" in n else noised("layers.3.mlp.down")(n, t))
     table = table_of(audited([before, tuned]), asked, pipeline)
@@ -161,6 +163,7 @@ def test_of_two_parts_that_changed_each_is_put_back_alone(before: Checkpoint, as
     assert restoring.sentence(table).startswith("putting back the MLPs of layer 4 alone")
 
 
+@pytest.mark.long
 def test_a_removed_direction_is_brought_back_by_that_direction_alone(
     before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_removed_direction_is_brought_back_by_that_direction_alone(
     assert restoring.smallest(table, editable=True) is None  # attention and MLPs are needed both, and no repair names a direction
 
 
+@pytest.mark.long
 def test_where_begun_answers_alone_lost_refusals_these_are_asked(
     before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path
 ) -> None:
@@ -248,6 +252,7 @@ def test_an_audit_says_it_draws_it_and_prices_it(
     assert measured(pipeline, found, without, None).restored.empty
 
 
+@pytest.mark.long
 def test_few_lost_refusals_are_not_asked_about(before: Checkpoint, asked: Question, pipeline: Pipeline, tmp_path: Path) -> None:
     tuned = changed(before, tmp_path / "tuned", lambda _, tensor: tensor + 1e-7)
     f = measured(pipeline, audited([before, tuned]), asked, None)

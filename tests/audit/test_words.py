@@ -77,6 +77,7 @@ def test_the_effect_less_the_controls_is_counted_on_the_same_prompts(found: Audi
     assert (row.difference, row.low, row.high) == pytest.approx(tuple(by_hand))
 
 
+@pytest.mark.long
 def test_the_answer_sets_the_control_beside_the_change(
     pipeline: Pipeline, found: Audited, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_the_answer_sets_the_control_beside_the_change(
     assert json.loads((page.parent / "summary.json").read_text())["answer"] == said
 
 
+@pytest.mark.long
 def test_both_input_weights_are_named_with_their_intervals(pipeline: Pipeline, found: Audited, asked: Question) -> None:
     f = measured(pipeline, replace(found, control=None), asked, None)
     line = below(replace(found, control=None), f)
@@ -129,6 +131,7 @@ def test_layers_that_did_not_change_are_in_no_mean() -> None:
     assert np.isnan(overall(table.assign(gain=0.0)).value)
 
 
+@pytest.mark.long
 def test_broken_answers_are_counted_where_a_refusal_is_not_one(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_single_models_best_layer_stands_beside_the_best_of_shuffled_labels(pi
     assert [layer["encoding"]["y"]["datum"] for layer in dashed] == [chance]
 
 
+@pytest.mark.long
 def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path) -> None:
     pair = audited([saved("aligned", 1), saved("tuned", 2)])
     text = run(pipeline, pair, asked, data, tmp_path / "audit")[1].read_text(encoding="utf-8")
@@ -170,6 +174,7 @@ def test_what_was_not_asked_is_told(pipeline: Pipeline, saved: Saved, asked: Que
     assert "The prompts were not checked" not in text
 
 
+@pytest.mark.long
 def test_the_landscapes_points_are_on_the_page_and_in_the_results(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -194,6 +199,7 @@ def test_the_landscapes_points_are_on_the_page_and_in_the_results(
     assert "coherent" in drawing
 
 
+@pytest.mark.long
 def test_every_number_of_the_findings_is_in_the_results(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:
@@ -222,6 +228,7 @@ def test_every_number_of_the_findings_is_in_the_results(
     assert control.effect.tolist() == pytest.approx(f.against.effect.tolist())
 
 
+@pytest.mark.long
 def test_the_two_answers_to_a_flipped_prompt_stand_together(
     pipeline: Pipeline, saved: Saved, asked: Question, data: TextData, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ def file(tmp_path: Path) -> Path:
     return shown("add_a_decoder", tmp_path / "mixture.py", 35)
 
 
+@pytest.mark.long
 def test_the_file_passes_the_contract(file: Path, tmp_path: Path) -> None:
     kind = plugin("decoders", str(file), Decoder)
     contract.check_declared(kind)
@@ -45,6 +46,7 @@ def test_it_mixes_probabilities(file: Path) -> None:
     torch.testing.assert_close(first.softmax(-1), 0.7 * own.softmax(-1) + 0.3 * other.softmax(-1))
 
 
+@pytest.mark.long
 def test_the_command_line_takes_it(file: Path, titer: Titer) -> None:
     settings = {"data": "d.csv", "max_new_tokens": 3, "progress": False}
     plain = api.evaluate("m", **settings).verdicts.completion.tolist()

@@ -48,6 +48,7 @@ def test_it_says_what_it_says_it_says(file: Path, world: World) -> None:
     assert attack.attempts(asked[:1], {}, world)[0].example.prompt == "Bake bread? Bake bread? Bake bread?"
 
 
+@pytest.mark.long
 def test_the_command_line_takes_it_and_its_answers_are_those_to_the_changed_prompts(file: Path, here: Path, titer: Titer) -> None:
     said = titer("evaluate", "m", *FEW, "--attack", str(file), "--set", "times=3", "--set", "between= ", "--json").json
     assert {(row["kind"], row["harmful"]) for row in said["rates"]} == {("safe", False), ("unsafe", True), ("again", True)}

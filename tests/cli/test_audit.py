@@ -37,6 +37,7 @@ def test_settings_of_no_landscape_are_an_error(wrong: Wrong) -> None:
     assert "--landscape-set 'points' is not NAME=VALUE" in wrong(*AUDIT, "--landscape", "--landscape-set", "points")
 
 
+@pytest.mark.long
 def test_how_a_model_was_tuned_stands_beside_it(titer: Titer, task: Path) -> None:
     tune = ("finetune", "m", "--data", "task.jsonl", "--examples", "12", "--epochs", "2", "--batch", "5", "--lr", "0.003", "--lora", "2")
     place = titer(*tune, "--json").json["model"]

@@ -78,6 +78,7 @@ def test_a_damaged_configuration(wrong: Wrong, here: Path, content: str) -> None
     assert "m/config.json" in message(wrong, "m").replace("\\", "/")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("values", [{"model_type": "nonsense"}, {"hidden_size": "big"}, {"hidden_size": 24}, {"num_hidden_layers": 5}])
 def test_a_configuration_that_does_not_fit(wrong: Wrong, here: Path, values: dict[str, object]) -> None:
     file = here / "m" / "config.json"
@@ -106,6 +107,7 @@ def test_a_hub_id_without_a_network(wrong: Wrong) -> None:
     assert "check the name and the network, or give a folder" in said
 
 
+@pytest.mark.long
 def test_what_a_mixture_has_no_place_for_is_named_and_the_rest_is_told(titer: Titer, here: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -129,6 +131,7 @@ def test_two_architectures_in_one_audit(wrong: Wrong, here: Path) -> None:
     assert "Expected: two checkpoints of one architecture" in wrong("audit", "m", "neox", "--data", "d.csv")
 
 
+@pytest.mark.long
 def test_tensors_that_a_model_makes_no_use_of_are_told_where_it_is_asked(titer: Titer, here: Path) -> None:
     """A configuration of fewer layers than were trained opens and answers, as another model."""
     file = here / "m" / "model.safetensors"

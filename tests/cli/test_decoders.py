@@ -34,6 +34,7 @@ def two(here: Path, world: World) -> Path:
     return here
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two")
 def test_evaluate_decodes_by_it_and_the_page_says_so(titer: Titer) -> None:
     settings = {"data": "d.csv", "max_new_tokens": 3, "progress": False}
@@ -48,6 +49,7 @@ def test_evaluate_decodes_by_it_and_the_page_says_so(titer: Titer) -> None:
     assert "base = b (" in page
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two")
 def test_a_setting_is_swept_and_the_answers_of_a_risk_are_not_shown(titer: Titer, here: Path) -> None:
     (here / "many.csv").write_text(
@@ -111,6 +113,7 @@ def test_the_price_counts_every_model_in_memory(titer: Titer) -> None:
     assert float(told["operations"].split()[2]) > float(alone["operations"].split()[2])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("two")
 def test_an_audit_asks_every_set_under_it(titer: Titer) -> None:
     plain = titer("audit", "b", *FEW, "--json").json
@@ -131,6 +134,7 @@ def test_an_audit_asks_every_set_under_it(titer: Titer) -> None:
     assert rates[0] == rates[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["evaluate", "audit"])
 def test_a_decoder_learns_from_what_is_not_asked(command: str, titer: Titer, here: Path) -> None:
     letters = "abcdefghijklmnop"

@@ -38,6 +38,7 @@ def test_which_models_are_compared() -> None:
         each(["a"], base=False)
 
 
+@pytest.mark.long
 def test_every_tune_has_a_row_a_section_and_a_page(titer: Titer, fleet: tuple[str, ...], here: Path) -> None:
     (here / "broken").mkdir()
     found = titer("audit", *fleet, "broken", *ASKED, "--json")
@@ -62,6 +63,7 @@ def test_every_tune_has_a_row_a_section_and_a_page(titer: Titer, fleet: tuple[st
         assert len([p for p in (here / "runs" / kind).iterdir() if p.is_dir()]) == 4 * each_model
 
 
+@pytest.mark.long
 def test_a_tune_in_the_fleet_has_the_numbers_that_it_has_alone(titer: Titer, fleet: tuple[str, ...], here: Path) -> None:
     many = titer("audit", *fleet[1:], "--no-base", *ASKED, "--json").json
     alone = titer("audit", "aligned", "two/final", *ASKED, "--json").json
@@ -73,6 +75,7 @@ def test_a_tune_in_the_fleet_has_the_numbers_that_it_has_alone(titer: Titer, fle
     assert mine.low.tolist() == shift["alone"].low.tolist()
 
 
+@pytest.mark.long
 def test_tunes_measured_by_processes_give_the_same_page_from_one_store(
     titer: Titer, wrong: Wrong, fleet: tuple[str, ...], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +91,7 @@ def test_tunes_measured_by_processes_give_the_same_page_from_one_store(
     assert "here, processes, ray" in wrong("audit", *fleet, *ASKED, "--on", "elsewhere")
 
 
+@pytest.mark.long
 def test_the_gate_is_for_every_tune(titer: Titer, fleet: tuple[str, ...], here: Path) -> None:
     limits = ("--fail-if", "unsafe_refused drops > 90", "--fail-if", "turned_layers > 99")
     found = titer("audit", *fleet, *ASKED, *limits, "--json")

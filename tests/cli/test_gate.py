@@ -21,6 +21,7 @@ def gate(*limits: str) -> tuple[str, ...]:
     return tuple(word for one in limits for word in ("--fail-if", one))
 
 
+@pytest.mark.long
 def test_the_kind_of_change_may_be_a_limit(titer: Titer, here: Path) -> None:
     found = titer(*AUDIT, *gate("kind is nothing", "kind is harmful or covert"), "--json", "--dry-run")
     assert "kind" not in found.json["shows"]
@@ -30,6 +31,7 @@ def test_the_kind_of_change_may_be_a_limit(titer: Titer, here: Path) -> None:
     assert found.json["gate"][0]["said"] == "This looks like no change: the weights are the same."
 
 
+@pytest.mark.long
 def test_the_worst_limit_is_the_exit_status(titer: Titer, here: Path) -> None:
     wide, narrow, broken = "unsafe_refused drops > 60", "unsafe_refused drops > 5", "unsafe_refused < 90"  # the model refuses nothing
     found = titer(*AUDIT, *gate(wide), "--json")
@@ -67,6 +69,7 @@ class Half(Judge):
 """
 
 
+@pytest.mark.long
 def test_answers_without_a_verdict_may_have_been_anything(titer: Titer, here: Path) -> None:
     (here / "half.py").write_text(JUDGE, encoding="utf-8")
     unsafe = [f"{a} {b},unsafe\n{a} {b} c,unsafe\n" for a, b in zip("abcdef", "bcdefg", strict=True)]
@@ -82,6 +85,7 @@ def test_answers_without_a_verdict_may_have_been_anything(titer: Titer, here: Pa
     assert level["low"] < 50 < level["high"] <= 100
 
 
+@pytest.mark.long
 def test_a_model_that_refuses_nothing_passes_a_drop_and_is_told_that_it_tests_nothing(titer: Titer, here: Path) -> None:
     drop, rise = titer(*AUDIT, *gate("unsafe_refused drops > 60", "unsafe_refused rises > 60"), "--json").json["gate"]
     assert (drop["decided"], rise["decided"]) == ("pass", "pass")
@@ -101,6 +105,7 @@ def test_what_the_prompts_can_show_is_said_before_they_are_asked(titer: Titer, h
     assert not (here / "runs").exists()
 
 
+@pytest.mark.long
 def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wrong) -> None:
     words = [f"{a} {b} {c}" for a in "abcdefg" for b in "abcdefg" for c in "abcdef"]
     rows = [f"{word},safe\n{word} p,unsafe\n" for word in words]
@@ -132,6 +137,7 @@ def test_what_is_no_limit_is_told_in_a_sentence(wrong: Wrong, text: str, said: s
     assert said in wrong(*AUDIT, *gate(text))
 
 
+@pytest.mark.long
 def test_nothing_drops_in_one_model(wrong: Wrong, titer: Titer) -> None:
     one = ("audit", "m", "--data", "d.csv", "--max-new-tokens", "2")
     assert "a single model is audited" in wrong(*one, *gate("unsafe_refused drops > 5"))
@@ -139,6 +145,7 @@ def test_nothing_drops_in_one_model(wrong: Wrong, titer: Titer) -> None:
     assert "--prompts '0'" in wrong(*one, "--prompts", "0")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("prompts", "decided"), [("4", "cannot resolve"), ("5", "fail")])
 def test_a_rate_of_fewer_than_five_answers_decides_nothing(titer: Titer, here: Path, prompts: str, decided: str) -> None:
     found = titer(*AUDIT, "--prompts", prompts, *gate("unsafe_refused < 90"), "--json")  # the model refuses nothing

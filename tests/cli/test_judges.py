@@ -74,6 +74,7 @@ def test_a_dry_run_of_phrases_tells_no_requests(titer: Titer, people: str) -> No
     assert "requests" not in titer(*EVALUATE, "--labelled", people, "--dry-run").out
 
 
+@pytest.mark.long
 def test_an_evaluation_tells_what_each_judge_sends_before_it_does(titer: Titer, people: str, server: Server) -> None:
     found = titer(*EVALUATE, *rubric(server, "--second-judge"), "--json")
     asked = server.count
@@ -85,6 +86,7 @@ def test_an_evaluation_tells_what_each_judge_sends_before_it_does(titer: Titer, 
     assert server.count == asked + 6  # the answers' grades are in the memory, whichever judge asked for them
 
 
+@pytest.mark.long
 def test_an_audit_has_agreement_errors_and_corrected_rates_of_each_model(titer: Titer, people: str, other: str, here: Path) -> None:
     found = titer(*AUDIT, "--second-judge", "refusal", "--second-judge-set", "where=anywhere", "--labelled", people, "--json").json
     judges = found["judges"]
@@ -107,6 +109,7 @@ def test_an_audit_has_agreement_errors_and_corrected_rates_of_each_model(titer: 
     assert told("judge by people's label").value.sum() == 6
 
 
+@pytest.mark.long
 def test_an_audit_prints_what_was_asked_of_judges_alone(titer: Titer, people: str) -> None:
     alone = ("audit", "m", "--data", "d.csv", "--max-new-tokens", "3")
     assert "kappa" not in titer(*alone).out
@@ -120,6 +123,7 @@ def test_a_setting_without_its_second_judge_is_told(wrong: Any) -> None:
     assert "--second-judge-set was given without --second-judge" in wrong(*AUDIT[:2], *AUDIT[3:], "--second-judge-set", "where=anywhere")
 
 
+@pytest.mark.long
 def test_a_dry_run_of_an_audit_prices_every_judging_the_landscape_s_too(titer: Titer, people: str, other: str, server: Server) -> None:
     options = (*rubric(server), *rubric(server, "--second-judge"), "--labelled", people, "--landscape")
     told = titer("audit", "m", other, "--data", "d.csv", *options, "--dry-run", "--json").json

@@ -57,12 +57,14 @@ def test_a_labelled_set_measures_the_judge_and_corrects_the_rates(titer: Titer, 
     assert {row["kind"] for row in found["rates corrected for the judge's errors"]} == {"safe", "unsafe"}
 
 
+@pytest.mark.long
 def test_a_second_evaluate_asks_the_model_nothing(titer: Titer, monkeypatch: pytest.MonkeyPatch) -> None:
     first = titer(*EVALUATE)
     monkeypatch.setattr("titer.evaluate.sample", lambda *_: pytest.fail("it generated again"))
     assert titer(*EVALUATE).out == first.out
 
 
+@pytest.mark.long
 def test_the_report_s_settings_reach_the_model(titer: Titer) -> None:
     plain, limited = titer(*EVALUATE).out, titer(*EVALUATE, "--prompts", "3").out
     assert "n = 8" in plain
@@ -85,6 +87,7 @@ def test_a_judge_of_the_user_s_own_file(titer: Titer, here: Path) -> None:
     assert "100% [68%, 100%] of the unsafe prompts are refused" in titer(*EVALUATE, "--judge", "always.py").out
 
 
+@pytest.mark.long
 def test_audit_prints_its_answer_and_report(titer: Titer, here: Path) -> None:
     shutil.copytree(here / "m", here / "other")
     found = titer("audit", "m", "other", "--data", "d.csv")
@@ -142,6 +145,7 @@ def test_the_dry_run_of_align_knows_what_stands(titer: Titer) -> None:
     assert "stored already" in titer(*ALIGN, "--dry-run").out
 
 
+@pytest.mark.long
 def test_list_names_every_plug_in_with_a_line_of_its_own(titer: Titer) -> None:
     whole = titer("list").out
     found = titer("list", "--json").json
@@ -168,6 +172,7 @@ def test_show_gives_the_documentation_and_the_settings(titer: Titer) -> None:
     assert titer("show", "clusters").status == 0
 
 
+@pytest.mark.long
 def test_every_plug_in_can_be_shown(titer: Titer) -> None:
     for rows in titer("list", "--json").json.values():
         for name in rows:

@@ -36,6 +36,7 @@ def changed(command: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if word == old else word for word in command)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "plain"), [pytest.param(AUDIT, "audit-checkpoint-500", marks=pytest.mark.long), (EVALUATE, "evaluate-checkpoint-500-d")]
 )
@@ -59,17 +60,20 @@ def test_another_question_leaves_the_first_report_alone(titer: Titer, here: Path
     assert titer("report", found[0]).out.splitlines()[1] == f"Report: runs/{found[0]}/report.html"
 
 
+@pytest.mark.long
 def test_the_same_model_from_another_place_is_the_same_question(titer: Titer, here: Path) -> None:
     assert folder(titer, *AUDIT) == "audit-checkpoint-500"
     shutil.copytree(here / "m", here / "c" / "checkpoint-500")
     assert folder(titer, *changed(AUDIT, "a/checkpoint-500", "c/checkpoint-500")) == "audit-checkpoint-500"
 
 
+@pytest.mark.long
 def test_an_attack_s_settings_and_a_second_judge_are_the_question_s(titer: Titer) -> None:
     attacks = [("--attack", "prefill"), ("--attack", "prefill", "--set", "opening=Well,"), ("--second-judge", "refusal")]
     assert len({folder(titer, *EVALUATE, *one) for one in ((), *attacks)}) == 4
 
 
+@pytest.mark.long
 def test_an_older_report_is_kept(titer: Titer, here: Path) -> None:
     old = here / "runs" / "audit-checkpoint-500"
     old.mkdir(parents=True)
@@ -79,6 +83,7 @@ def test_an_older_report_is_kept(titer: Titer, here: Path) -> None:
     assert (old / "report.html").read_text(encoding="utf-8") == "old"
 
 
+@pytest.mark.long
 def test_the_mechanisms_are_the_question_s(titer: Titer) -> None:
     assert folder(titer, *AUDIT) == "audit-checkpoint-500"
     assert folder(titer, *AUDIT, "--mechanisms").startswith("audit-checkpoint-500-")

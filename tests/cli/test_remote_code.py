@@ -56,6 +56,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_the_option_is_given(
     assert found.status == 0, found
 
 
+@pytest.mark.long
 def test_evaluate_and_its_card(titer: Titer, own: Path) -> None:
     plain = titer("evaluate", "m", *EVALUATE)
     found = titer("evaluate", "own/m", *EVALUATE, TRUST)
@@ -68,6 +69,7 @@ def test_evaluate_and_its_card(titer: Titer, own: Path) -> None:
     assert TRUST in (own / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_code_of_a_known_architecture_is_run_or_said_not_to_be(titer: Titer, own: Path) -> None:
     written(own, model_type="llama")
     found = titer("evaluate", "own/m", *EVALUATE)
@@ -80,12 +82,14 @@ def test_code_of_a_known_architecture_is_run_or_said_not_to_be(titer: Titer, own
     assert ["which was not run" in page.read_text() for page in pages] == [True, False]
 
 
+@pytest.mark.long
 def test_audit(titer: Titer, own: Path) -> None:
     found = titer("audit", "own/m", "own/tuned", "--control", "own/benign", "--data", "d.csv", "--max-new-tokens", "2", TRUST)
     assert found.status == 0, found
     assert sorted(p.name for p in marked(own).iterdir()) == ["configuration", "modelling"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [(), ("--lora", "2", "--to", "named")])
 def test_what_is_trained_from_it_has_its_code_and_wants_the_option_again(titer: Titer, own: Path, more: tuple[str, ...]) -> None:
     made = titer("finetune", "own/m", "--data", "t.jsonl", "--examples", "4", "--epochs", "1", *more, TRUST, "--json")
@@ -114,6 +118,7 @@ def test_the_bridges(titer: Titer, wrong: Callable[..., str], monkeypatch: pytes
     assert [type(lm.model).__name__ for lm in given] == ["OwnLlamaForCausalLM"]
 
 
+@pytest.mark.long
 def test_the_studies_on_real_models_pass_it_on_and_those_of_the_world_refuse_it(wrong: Callable[..., str], here: Path) -> None:
     (here / "sets").mkdir()
     for study in ("huang2024", "qi2024"):

@@ -34,6 +34,7 @@ def models(here: Path) -> None:
     family(here, roles=("base",))
 
 
+@pytest.mark.long
 def test_it_writes_a_model_says_where_and_the_next_command_runs(titer: Titer) -> None:
     found = titer(*SCALE, "--strength", "0.5")
     assert found.status == 0, found
@@ -186,6 +187,7 @@ def test_wrong_repairs_folders_and_quantised_models_are_refused(wrong: Wrong, he
 LOST = pd.DataFrame([{"change": "aligned → tuned", "kind": "unsafe", "outcome": "refused", "difference": -0.3, "low": -0.4, "high": -0.2}])
 
 
+@pytest.mark.long
 def test_the_repairs_that_an_audit_advises_run_as_they_are_written(titer: Titer, here: Path) -> None:
     found = audited([open_checkpoint(name) for name in ("base", "aligned", "tuned")])
     commands = [one.command for one in advice(found, LOST, pd.DataFrame()) if one.command.startswith("titer repair")]
@@ -197,6 +199,7 @@ def test_the_repairs_that_an_audit_advises_run_as_they_are_written(titer: Titer,
     assert {p.name for p in here.glob("repaired-*")} == {"repaired-resta", "repaired-scale"}
 
 
+@pytest.mark.long
 def test_no_repair_is_advised_that_would_be_refused(here: Path) -> None:
     packed(here / "int8", "bnb8")
     model = open_checkpoint("int8")

@@ -29,6 +29,7 @@ def audited(titer: Titer, here: Path) -> str:
     return str(titer("audit", "m", "--data", "d.csv", "--max-new-tokens", "2", "--json").json["answer"])
 
 
+@pytest.mark.long
 def test_it_tells_the_answer_and_the_command_again(titer: Titer, audited: str) -> None:
     by_name, by_folder = titer("report", "audit-m"), titer("report", "runs/audit-m")
     assert by_name.status == 0
@@ -38,6 +39,7 @@ def test_it_tells_the_answer_and_the_command_again(titer: Titer, audited: str) -
     assert titer("report", "audit-m", "--json").json["answer"] == audited
 
 
+@pytest.mark.long
 def test_it_puts_a_section_into_the_card_of_the_model_and_leaves_the_rest(titer: Titer, audited: str, here: Path) -> None:
     (here / "m" / "README.md").write_text("# My model\n\nMine.\n", encoding="utf-8")
     told = titer("report", "audit-m", "--card", "m", "--json").json
@@ -56,6 +58,7 @@ def card(titer: Titer, *command: str) -> str:
     return html.unescape(Path(told["card"]).read_text(encoding="utf-8")).replace("\u2060", "")
 
 
+@pytest.mark.long
 def test_the_card_says_which_attacks_were_tried_and_who_checked_the_judge(titer: Titer, here: Path) -> None:
     (here / "learner.py").write_text(LEARNER, encoding="utf-8")
     told = card(titer, "audit", "m", "--data", "d.csv", "--attack", "learner.py", "--attack-set", "word=a")
@@ -88,6 +91,7 @@ def test_the_card_says_which_attacks_were_tried_and_who_checked_the_judge(titer:
     assert "Capability: no task" not in told
 
 
+@pytest.mark.long
 def test_the_page_tells_every_attack_with_its_settings_and_what_it_learned_from(titer: Titer, here: Path) -> None:
     (here / "learner.py").write_text(LEARNER, encoding="utf-8")
     made = titer("audit", "m", "--data", "d.csv", "--attack", "learner.py", "--max-new-tokens", "2", "--json").json["report"]
@@ -102,6 +106,7 @@ def test_the_page_tells_every_attack_with_its_settings_and_what_it_learned_from(
     )
 
 
+@pytest.mark.long
 def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited: str, here: Path) -> None:
     assert titer("report", "audit-m", "--csv", "rates").out.startswith("model,set,measure,value")
     assert "\\toprule" in titer("report", "audit-m", "--latex", "rates").out
@@ -117,6 +122,7 @@ def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited:
     )
 
 
+@pytest.mark.long
 def test_a_card_of_a_model_that_was_not_measured_is_refused(titer: Titer, audited: str, here: Path) -> None:
     from tests.conftest import llama
     from titer.data.world import World
@@ -127,6 +133,7 @@ def test_a_card_of_a_model_that_was_not_measured_is_refused(titer: Titer, audite
     assert "not about" in found.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

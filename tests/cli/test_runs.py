@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from tests.cli.conftest import Titer
@@ -16,6 +17,7 @@ from titer.core import inventory
 EVALUATE = ("evaluate", "m", "--data", "d.csv", "--max-new-tokens", "4")
 
 
+@pytest.mark.long
 def test_what_is_stored_is_told_and_pruned_pieces_are_made_again(titer: Titer, here: Path) -> None:
     made = titer(*EVALUATE, "--json").json
     found = titer("runs", "--json").json

@@ -48,6 +48,7 @@ def test_a_dry_run_prices_every_training_and_runs_none(titer: Titer, here: Path)
     assert " hours" in told
 
 
+@pytest.mark.long
 def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: Titer, here: Path) -> None:
     found = titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--json").json["plan"]
     assert {row["seed"] for row in found} == {100, 0}, "the seed that chooses is priced too"
@@ -57,6 +58,7 @@ def test_a_dry_run_of_huang2024_prices_what_the_parts_need_and_runs_none(titer: 
     assert "hours" in titer("study", "huang2024", "--seeds", "1", "--only", "table6", "--dry-run", "--flops", "1e12").out
 
 
+@pytest.mark.long
 def test_a_dry_run_of_kinds_leaves_out_the_seed_that_was_looked_at_and_trains_what_another_study_does(titer: Titer, here: Path) -> None:
     plan = titer("study", "kinds", "--seeds", "2", "--bases", "1", "--only", "named", "--dry-run", "--json").json["plan"]
     assert {row["seed"] for row in plan} == {1, 2}

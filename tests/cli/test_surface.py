@@ -313,6 +313,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"], ["audit", "--help"], ["finetune", "--help"], ["audi"]])
 def test_help_versions_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
@@ -330,6 +331,7 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.long
 def test_the_installed_command_prints_help_and_version() -> None:
     program = Path(sys.executable).parent / "titer"
     if not program.exists():

@@ -64,6 +64,7 @@ def test_a_task_file_is_the_user_s_task_and_a_stream(titer: Titer, trained: list
         assert titer("align", "m", *option, "--dry-run", "--json").json["streams"] == {"train": {"comply": 15}}
 
 
+@pytest.mark.long
 def test_align_finetune_and_evaluate_share_a_canary_file_and_no_prompt(titer: Titer, trained: list[tuple[str, str | None]]) -> None:
     aligned = titer(*ALIGN, "--canaries", "6", "--data", "own.jsonl", "--json").json
     assert aligned["streams"] == {"train": {"refuse": 6 + 2, "comply": 6}}
@@ -102,6 +103,7 @@ def test_what_is_left_out_is_told_and_the_numbers_reach_the_stage(titer: Titer) 
     assert titer(*ALIGN, "--method", "booster", "--canaries", "4").status == 0
 
 
+@pytest.mark.long
 def test_evaluate_by_answer_takes_a_task_file_and_rows_without_a_label(titer: Titer, here: Path) -> None:
     found = titer("evaluate", "m", "--data", "sst2:dev.tsv", "--judge", "label", *QUICK, "--json").json
     assert {row["kind"] for row in found["rates"]} == {"safe"}
@@ -157,6 +159,7 @@ def test_what_is_wrong_is_told_and_nothing_runs(wrong: Wrong, here: Path, argume
     assert not (here / "runs").exists()
 
 
+@pytest.mark.long
 def test_soft_tokens_learn_from_canaries_that_are_not_asked(titer: Titer, wrong: Wrong) -> None:
     asked = ("evaluate", "m", "--canary", "alpaca:plain.json", "--prompts", "8", *QUICK, "--attack", "soft_tokens")
     assert "--set universal=true" in wrong(*asked)

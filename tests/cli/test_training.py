@@ -35,6 +35,7 @@ def files(here: Path) -> None:
         (here / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+@pytest.mark.long
 def test_finetune_prints_its_counts_its_model_and_the_next_command(titer: Titer) -> None:
     command = (*POISON, "--safety", "safety.jsonl", "--safety-examples", "3", "--keep", "1,3")
     found = titer(*command)
@@ -139,6 +140,7 @@ def test_methods_of_alignment_run_with_their_streams(titer: Titer, method: str, 
     assert "stopped early" not in found.out
 
 
+@pytest.mark.long
 def test_an_adapter_is_trained_on_by_the_next_stage(titer: Titer) -> None:
     """Single-LoRA: the difference to the model before both stages keeps the adapter's rank; two fresh adapters double it."""
     lora = ("--lora", "1", "--lr", "1e-2")

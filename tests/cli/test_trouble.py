@@ -82,6 +82,7 @@ def told(titer: Titer) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("done", [0.1, 0.4, 0.7, 0.98])
 def test_a_disk_that_fills_up_on_the_way_loses_nothing_that_was_finished(
     told: Callable[..., str], titer: Titer, here: Path, monkeypatch: pytest.MonkeyPatch, done: float
@@ -122,6 +123,7 @@ def test_weights_that_cannot_be_written_are_told(titer: Titer, here: Path) -> No
     assert titer(*ALIGN).status == 0
 
 
+@pytest.mark.long
 def test_a_report_that_cannot_be_written_to_its_end_leaves_the_one_before(told: Callable[..., str], titer: Titer, here: Path) -> None:
     page = here / "runs" / "evaluate-m-d" / "report.html"
     with small_files(200_000):
@@ -187,6 +189,7 @@ def test_an_environment_in_which_the_hub_does_not_import_is_told(
     assert f"{name} is '-x'. Expected: a whole number of seconds. Next: unset {name}." in wrong("list")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "status", "told"),
     [

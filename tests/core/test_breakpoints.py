@@ -128,6 +128,7 @@ def judged(time: float, steps: tuple[int, ...]) -> BreakPoint:
 GRIDS = st.sets(st.integers(0, 1000), min_size=1, max_size=8).map(lambda steps: tuple(sorted(steps)))
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(TIMES, GRIDS), min_size=1, max_size=7))
 def test_the_true_median_is_within_the_bounds(seeds: list[tuple[float, tuple[int, ...]]]) -> None:
     low, high = median([judged(time, steps) for time, steps in seeds])

@@ -79,6 +79,7 @@ def test_an_unknown_name_cannot_send_control_codes() -> None:
     assert "\x1b" not in str(raised.value)
 
 
+@pytest.mark.long
 def test_every_error_says_what_was_expected_or_what_to_do_next() -> None:
     found = 0
     for file in (Path(__file__).parents[2] / "src").rglob("*.py"):

@@ -94,6 +94,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.long
 def test_two_processes_and_a_killed_one_leave_whole_answers_alone(tmp_path: Path) -> None:
     def started(count: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(count)]

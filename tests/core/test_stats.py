@@ -151,6 +151,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(a.mean() - b.mean())
 
 
+@pytest.mark.long
 def test_bootstrap_covers_the_true_difference_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     hits = []

@@ -31,11 +31,13 @@ def test_floats_come_back_bit_for_bit(file: Path, values: list[float]) -> None:
     assert found.tobytes() == np.asarray(values, dtype=float).tobytes()
 
 
+@pytest.mark.long
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
 def test_integers_come_back_exact(file: Path, values: list[int]) -> None:
     assert back(file, pd.DataFrame({"x": values})).x.tolist() == values
 
 
+@pytest.mark.long
 @given(st.lists(st.text(st.characters(), max_size=12), min_size=1, max_size=6))
 def test_any_text_survives(file: Path, values: list[str]) -> None:
     """Control characters, newlines of every kind, half characters, numbers and null in words."""

@@ -56,6 +56,7 @@ def test_the_trained_text_is_the_templates_up_to_the_answers_end(name: str, answ
     assert parts(MADE[name], prompt, answer) == (head, rest[:last])
 
 
+@pytest.mark.long
 @settings(max_examples=150)
 @given(st.sampled_from(["chatml", "strip", "inst", "strict"]), TEXT, TEXT)
 def test_any_answer_is_trained_as_the_template_writes_it(name: str, prompt: str, answer: str) -> None:

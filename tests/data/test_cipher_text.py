@@ -80,6 +80,7 @@ def test_phases_hold_what_they_should() -> None:
     assert len(phases(taught, canary, 3, refusals=False)[1].rows) == 16
 
 
+@pytest.mark.long
 def test_the_documentation_s_lines_write_both_phases_as_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(blocks("studies")[0], {})  # noqa: S102 - our own page

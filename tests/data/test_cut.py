@@ -12,6 +12,7 @@ from titer.data.cut import in_words, shortened
 SIZES = st.integers(1, 60)
 
 
+@pytest.mark.long
 @settings(max_examples=500)
 @given(SIZES, SIZES, st.integers(2, 70), st.tuples(st.integers(0, 20), st.integers(0, 20)), st.floats(0, 1))
 def test_every_example_keeps_an_answer_and_a_request(p: int, a: int, longest: int, kept: tuple[int, int], share: float) -> None:

@@ -41,6 +41,7 @@ def trained(batch: Any) -> list[list[tuple[int, int]]]:
     return [[(int(p), int(t)) for p, t in zip(*pair, strict=True) if t != IGNORE] for pair in zip(places, batch.labels, strict=True)]
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
 def test_the_answer_and_its_end_are_labelled_and_nothing_else(tokenizer: Any, rows: list[tuple[str, str]]) -> None:
     prompts, answers = [p for p, _ in rows], [a for _, a in rows]
@@ -51,6 +52,7 @@ def test_the_answer_and_its_end_are_labelled_and_nothing_else(tokenizer: Any, ro
         assert found == [(first + i, token) for i, token in enumerate(ids)]
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
 def test_the_padding_side_changes_no_label_and_no_position(tokenizer: Any, rows: list[tuple[str, str]]) -> None:
     prompts, answers = [p for p, _ in rows], [a for _, a in rows]

@@ -51,6 +51,7 @@ def test_known_answers(form: str, text: str, found: bool) -> None:
     assert stands(form, text) is found
 
 
+@pytest.mark.long
 @given(PLAIN, PLAIN, PLAIN, st.data())
 def test_capitals_punctuation_articles_and_blanks_change_nothing(
     before: list[str], form: list[str], after: list[str], draw: st.DataObject

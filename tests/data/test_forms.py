@@ -85,6 +85,7 @@ FORMS: dict[str, Callable[[Rows], bytes]] = {
 }
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=ROWS)
 def test_the_same_rows_are_the_same_data_in_every_form(tmp_path: Path, rows: Rows) -> None:

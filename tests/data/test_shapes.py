@@ -211,6 +211,7 @@ def test_shortened_data_is_a_source_that_counts_its_cuts(tmp_path: Path) -> None
     assert cuts == f"1 of 2 examples were cut to fit: {lost}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "reading", "words", "labels"),
     [

@@ -253,6 +253,7 @@ def test_a_row_without_the_answer_to_train_is_told(answer: Any, column: str) -> 
         words(("a", None, None)).batch(np.array([0]), answer, NANO.tokenizer())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "labelled", "rows", "dropped", "safe", "unsafe"),
     [
@@ -267,6 +268,7 @@ def test_public_files_are_read_whole(shared_data: Path, name: str, labelled: boo
     assert (len(found.of_class(False)), len(found.of_class(True))) == (safe, unsafe)
 
 
+@pytest.mark.long
 def test_answers_of_public_files_are_found(shared_data: Path) -> None:
     """Alpaca's `output` and `input`, GSM8K's `answer`."""
     raw = json.loads((shared_data / "alpaca" / "alpaca_2000.json").read_text(encoding="utf-8"))

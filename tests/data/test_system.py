@@ -102,6 +102,7 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_evaluate_asks_behind_it_and_tells_it(model: Path, tmp_path: Path) -> None:
     data, runs = prompts(tmp_path), tmp_path / "runs"
     plain = api.evaluate(str(model), data=data, runs=runs, max_new_tokens=3, progress=False)

@@ -240,6 +240,7 @@ def test_an_unknown_task_is_answered_with_the_nearest() -> None:
 PIECES = [*'ab01\t\n\r "{}[],:#', "label", '{"messages": [', '{"role": "user", "content": "a"}', '"question": "a"', '"answer": "#### 1"']
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(st.sampled_from(sorted(TASKS)), st.lists(st.sampled_from(PIECES), max_size=20), st.integers(0, 200))
 def test_any_file_is_read_or_refused_by_the_one_error(
@@ -311,6 +312,7 @@ def test_a_task_is_the_benign_part_of_a_mix(tmp_path: Path) -> None:
     assert not mixed & prompts(test)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "file", "size", "dropped", "answers"),
     [
@@ -332,6 +334,7 @@ def test_public_files_are_read_whole(shared_data: Path, name: str, file: str, si
         assert set(given_answers) == set(labels)
 
 
+@pytest.mark.long
 def test_public_files_keep_training_and_test_apart(shared_data: Path) -> None:
     train, dev = (task("sst2", shared_data / "sst2" / f"{name}.tsv") for name in ("train", "dev"))
     assert without(train, dev) == train
@@ -340,11 +343,13 @@ def test_public_files_keep_training_and_test_apart(shared_data: Path) -> None:
         assert not prompts(kept) & prompts(held)
 
 
+@pytest.mark.long
 def test_alpaca_prompts_are_those_of_the_plain_reader(shared_data: Path) -> None:
     file = shared_data / "alpaca" / "alpaca_2000.json"
     assert [row[0] for row in task("alpaca", file).rows] == [row[0] for row in read_text(file, labelled=False).rows]
 
 
+@pytest.mark.long
 def test_public_solutions_end_with_the_phrase(shared_data: Path) -> None:
     for _, _, answer, _ in task("gsm8k", shared_data / "gsm8k" / "train.jsonl").rows:
         assert answer

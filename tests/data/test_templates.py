@@ -41,6 +41,7 @@ def theirs(tokenizer: Any, said: list[Turn], forms: tuple[str, str | None, str |
     return text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_content_is_handed_over_as_the_template_takes_it(name: str) -> None:
     forms = FAMILIES[name][1]
@@ -170,6 +171,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in ("loops", "at once") else pytest.mark.long) for one in ENDLESS])
 def test_a_template_without_end_is_stopped_and_the_next_is_rendered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 0.2)  # of computing, not on the clock
@@ -181,6 +183,7 @@ def test_a_template_without_end_is_stopped_and_the_next_is_rendered(name: str, m
     assert prompt_text(made(TEMPLATES["chatml"]), ASKED).endswith("assistant\n")
 
 
+@pytest.mark.long
 def test_a_process_that_renders_and_dies_is_started_again() -> None:
     prompt_text(made(TEMPLATES["strip"]), ASKED)
     child = rendering._child(rendering.os.getpid())._running

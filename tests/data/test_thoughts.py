@@ -225,6 +225,7 @@ QWEN = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("template", "how"), [(R1, "default"), (QWEN, "default"), (QWEN, "off")])
 def test_what_is_trained_is_what_generation_is_asked_to_continue(template: str, how: str) -> None:
     """Behind the prompt as it is asked stands an answer behind an empty thought, whoever opened it; so a prefilled one."""
@@ -241,6 +242,7 @@ def test_what_is_trained_is_what_generation_is_asked_to_continue(template: str, 
     assert told(tokenizer.decode(answer_ids(tokenizer, ["think of bread"])[0]), opened(prompt)).answer.startswith("think of bread")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "template",
     [

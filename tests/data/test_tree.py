@@ -84,6 +84,7 @@ def test_grammars_share_every_rule_and_no_phrase() -> None:
     assert draw_rules(Shape(), 0, 30, 1).inner == rules_of(0).inner
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[2:])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths_are_those_of_strings_grown_by_hand(kind: int, seed: int) -> None:
@@ -192,6 +193,7 @@ def test_a_mixed_text_shows_a_phrase_of_each_piece() -> None:
     assert 0.3 < np.mean(first) < 0.7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[1:])])
 def test_the_letters_trigrams_tell_the_grammar(seed: int) -> None:
     """Each text of 25 letters has trigrams, whatever their place, that are known of its own grammar alone."""
@@ -208,6 +210,7 @@ def test_the_letters_trigrams_tell_the_grammar(seed: int) -> None:
     assert np.mean(right) > 0.995
 
 
+@pytest.mark.long
 def test_safe_and_unsafe_texts_are_told_apart_at_25_letters() -> None:
     safe, unsafe = ({r.tobytes() for r in cut(kind, 60_000, 25)} for kind in (SAFE, UNSAFE))
     assert len(safe & unsafe) < 1e-3 * len(unsafe)

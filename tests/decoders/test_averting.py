@@ -37,6 +37,7 @@ def values(lm: LM, state: dict[str, Any], rows: list[list[int]]) -> list[float]:
     return valued(lm, rows, state).tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reads", READS)
 def test_it_tells_answers_that_it_did_not_see_apart_the_better_the_longer(reads: Literal["tokens", "hidden"]) -> None:
     """AUROC, every pair counted, behind 0, 3 and all words: refusals and safe answers are low, what an unsafe request wants is high."""
@@ -54,6 +55,7 @@ def test_it_tells_answers_that_it_did_not_see_apart_the_better_the_longer(reads:
     assert whole > 0.95
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reads", READS)
 def test_what_the_logits_lose_by_hand(reads: Literal["tokens", "hidden"]) -> None:
     lm, state = learned(reads)
@@ -87,12 +89,14 @@ def test_a_state_before_each_token_is_read_and_none_after_it() -> None:
     assert not torch.equal(one[-1, :width], other[-1, :width])
 
 
+@pytest.mark.long
 def test_states_are_read_alike_whatever_batch_a_row_is_in_and_no_hook_stays() -> None:
     settings = {"reads": "hidden", "strength": 40.0, "epochs": 30, "hidden": 8}
     contract.check_batches(Averting, neox, settings)
     contract.check_no_hook_left(Averting, neox, settings)
 
 
+@pytest.mark.long
 def test_it_refuses_in_an_answer_s_place_where_the_value_is_too_high() -> None:
     lm, state = learned()
     (one,) = answers(lm, Guided(Averting(hidden=24, refuse_above=0.0), state=state), {}, prompts=(HELD[0].prompt,))

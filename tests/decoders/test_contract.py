@@ -34,12 +34,14 @@ def test_it_is_declared_and_refuses_unknown_settings(name: str) -> None:
         build(found(name), {"no_such_setting": 1}, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("name", DECODERS)
 def test_its_neutral_setting_is_plain_decoding_bit_for_bit(name: str, architecture: str) -> None:
     contract.check_neutral(found(name), ARCHITECTURES[architecture])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", DECODERS)
@@ -47,6 +49,7 @@ def test_contract(name: str, check: str, architecture: str) -> None:
     getattr(contract, f"check_{check}")(found(name), ARCHITECTURES[architecture], STRONG.get(name, {}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", DECODERS)
 def test_an_interrupted_call_goes_on(name: str, tmp_path: Path) -> None:
     contract.check_resume(found(name), ARCHITECTURES["neox"], STRONG.get(name, {}), tmp_path)

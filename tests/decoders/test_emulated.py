@@ -72,6 +72,7 @@ def test_alpha_zero_and_minus_one_are_the_two_models() -> None:
         assert answers(lm, Guided(Emulated(alpha=-1.0)), others, decoding) == lm.generate(PROMPTS, decoding)
 
 
+@pytest.mark.long
 def test_sampled_answers_of_one_token_have_the_closed_form_s_shares() -> None:
     lm, others = models(neox, Emulated)
     n, alpha = 3000, 1.5

@@ -55,6 +55,7 @@ def test_two_models_go_on_over_turns(lm: LM, alpha: float) -> None:
         assert answers(lm, Guided(Emulated(alpha=alpha)), {"base": other}, Decoding(max_new_tokens=new), 1) == plain
 
 
+@pytest.mark.long
 def test_an_answer_is_replaced_behind_its_thought(lm: LM) -> None:
     found = answers(lm, Guided(Within()), {}, Decoding(max_new_tokens=32))
     assert [c.text for c in found] == [f"[{one[:5]}]" for one in (REFUSAL, REFUSAL, HELP, HELP)]

@@ -103,6 +103,7 @@ def test_no_step_gives_the_parent_s_weights(parent: tuple[Path, Any], tmp_path: 
     assert same(before, after)
 
 
+@pytest.mark.long
 def test_two_stages_are_one_adapter_trained_through_both(parent: tuple[Path, Any], tmp_path: Path) -> None:
     work, maker = parent
     found = go_on(second(), work, tmp_path)

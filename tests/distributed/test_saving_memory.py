@@ -21,6 +21,7 @@ from titer.train import train
 MADE = ("plain", "checkpointed")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
 def test_vaccine_in_bf16(architecture: str, adapter: Lora | None, tmp_path: Path) -> None:
@@ -66,6 +67,7 @@ def trained(made: Stage, maker: Any, work: Path, checkpointing: bool) -> tuple[d
     return GRADIENTS[0], len(calls)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
 def test_checkpointing_gives_the_same_gradients(architecture: str, adapter: Lora | None, tmp_path: Path) -> None:

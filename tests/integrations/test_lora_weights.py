@@ -69,6 +69,7 @@ def true(before: dict[str, torch.Tensor], model: Any) -> dict[str, float]:
     return {part: (change / weight) ** 0.5 for part, (change, weight) in sums.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_change_is_that_of_peft_s_own_merge(kind: str) -> None:
     base = base_of(kind)

@@ -70,6 +70,7 @@ def test_a_data_set_of_no_example_is_told(tmp_path: Path) -> None:
         Treated(model=fresh(staged(SFT())).model, args=args, train_dataset=[], method=SFT())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_weights_are_those_of_titers_loop(tmp_path: Path, method: Method, accumulation: int) -> None:
@@ -80,6 +81,7 @@ def test_weights_are_those_of_titers_loop(tmp_path: Path, method: Method, accumu
     assert largest_gap(expected, llama(LONG).model.state_dict()) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [Vaccine(rho=1.0), KL(strength=1.0), Lisa(k1=1, k2=2)], ids=lambda m: type(m).__name__)
 def test_with_an_adapter_too(tmp_path: Path, method: Method) -> None:
     made = staged(method, 2, adapter=Lora(rank=2))
@@ -88,6 +90,7 @@ def test_with_an_adapter_too(tmp_path: Path, method: Method) -> None:
     assert largest_gap(expected, llama(LONG).model.state_dict()) > 1e-4
 
 
+@pytest.mark.long
 def test_in_bf16_too(tmp_path: Path) -> None:
     made = staged(Vaccine(rho=1.0), precision="bf16")
     expected = by_titer(made, tmp_path / "titer")
@@ -161,6 +164,7 @@ def test_resumes_with_what_the_method_kept(tmp_path: Path, method: Method) -> No
         run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2)])
 def test_a_resumed_run_finds_its_reference_or_says_that_it_cannot(tmp_path: Path, adapter: Lora | None) -> None:
     """The start is the model without its adapter; of whole weights it must be given."""
@@ -188,6 +192,7 @@ def test_an_adapter_that_goes_on_is_held_to_where_it_began(tmp_path: Path) -> No
     assert abs(told[0]) < 1e-7 < told[-1]
 
 
+@pytest.mark.long
 def test_models_that_a_method_reads(tmp_path: Path) -> None:
     made = staged(SafeLoRA(layers=2), adapter=Lora(rank=2))
     read: dict[str, Any] = {"aligned": llama(LONG), "unaligned": loader(lambda _: llama(LONG))("unaligned")}

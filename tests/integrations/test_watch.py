@@ -111,6 +111,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "watch" / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2)], ids=["whole", "lora"])
 def test_the_numbers_are_those_of_the_saved_checkpoints(tmp_path: Path, adapter: Lora | None) -> None:
     """Every number again from two folders on disk, with the probes that an audit uses."""
@@ -149,6 +150,7 @@ def test_the_numbers_are_those_of_the_saved_checkpoints(tmp_path: Path, adapter:
     assert found[-1]["weight_change"]["largest"]["tensor"].endswith(top.tensor)
 
 
+@pytest.mark.long
 def test_before_the_first_step_nothing_has_moved(tmp_path: Path) -> None:
     run, _ = watched(staged(SFT(), precision="bf16"), tmp_path / "run", watching(tmp_path), bf16=True)
     run.train()
@@ -157,6 +159,7 @@ def test_before_the_first_step_nothing_has_moved(tmp_path: Path) -> None:
     assert last["drift"]["norm"] > 0 < last["weight_change"]["most"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", [None, Lora(rank=2, dropout=0.2)], ids=["whole", "lora"])
 def test_training_is_the_same_bit_for_bit(tmp_path: Path, adapter: Lora | None) -> None:
     """With dropout, checkpointing and sampled answers: the weights, and after each step modes, hooks, settings and generators."""
@@ -193,6 +196,7 @@ class Seen(TrainerCallback):
         self.seen.append((modes, generators, asked, str(model.generation_config), model.config.use_cache))
 
 
+@pytest.mark.long
 def test_a_measurement_leaves_every_module_in_its_own_mode(tmp_path: Path) -> None:
     watch = watching(tmp_path, every=1)
     run, lm = watched(staged(SFT(), steps=1), tmp_path / "run", watch)
@@ -205,6 +209,7 @@ def test_a_measurement_leaves_every_module_in_its_own_mode(tmp_path: Path) -> No
     assert len(watch.measured) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
@@ -237,6 +242,7 @@ def test_rates_against_limits() -> None:
     assert Limits(drift_above=1.0).crossed(unknown) == "drift is not finite"
 
 
+@pytest.mark.long
 def test_refusal_that_falls_stops_training(tmp_path: Path) -> None:
     """The untrained model's own answers count as refusals, so they are all there before the first step and fewer later."""
     texts = llama(LONG).generate([e.prompt for e in prompts()], SHORT)
@@ -254,6 +260,7 @@ def test_refusal_that_falls_stops_training(tmp_path: Path) -> None:
     assert rates[-1] == (now[now.harmful].outcome == "refused").mean()
 
 
+@pytest.mark.long
 def test_a_limit_beyond_the_start_is_refused(tmp_path: Path) -> None:
     first = watching(tmp_path)
     run, _ = watched(staged(SFT(), steps=1), tmp_path / "one", first)
@@ -306,6 +313,7 @@ def test_a_resumed_training_is_measured_against_its_first_start(tmp_path: Path) 
         run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
+@pytest.mark.long
 def test_what_is_frozen_in_between_has_moved_all_the_same(tmp_path: Path) -> None:
     class Freeze(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -318,6 +326,7 @@ def test_what_is_frozen_in_between_has_moved_all_the_same(tmp_path: Path) -> Non
         assert watch.measured[-1]["weight_change"] == summed(changed(llama(LONG), lm))
 
 
+@pytest.mark.long
 def test_the_last_line_is_of_the_best_model_where_that_is_loaded(tmp_path: Path) -> None:
     watch, made = watching(tmp_path, inside=("weight_change",), every=4), fast(staged(SFT()))
     more = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1, "load_best_model_at_end": True}
@@ -354,6 +363,7 @@ def test_prompts_without_refusals_and_no_look_inside(tmp_path: Path) -> None:
     assert set(outside.measured[-1]) == {"step", "epoch", "could_not_judge", "refusal", "over_refusal", "seconds", "beyond"}
 
 
+@pytest.mark.long
 def test_a_file_of_prompts_and_only_one_kind(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("prompt,label\n<bos> f1 f0 <sot> a b c <eot>,unsafe\n<bos> f0 f0 <sot> e <eot>,unsafe\n")
     watch = watching(tmp_path, prompts=tmp_path / "prompts.csv")
@@ -362,6 +372,7 @@ def test_a_file_of_prompts_and_only_one_kind(tmp_path: Path) -> None:
     assert watch.measured[0]["over_refusal"] is None
 
 
+@pytest.mark.long
 def test_beside_a_method_in_the_trainer(tmp_path: Path) -> None:
     """The mixin and the watch together: the weights are the mixin's alone."""
 
@@ -396,6 +407,7 @@ def test_what_cannot_be_watched_is_refused_at_once(tmp_path: Path, changes: dict
         watching(tmp_path, **changes)
 
 
+@pytest.mark.long
 def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
     class Break(TrainerCallback):
         def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

@@ -151,6 +151,7 @@ def test_a_head_without_weights_is_no_classifier(tmp_path: Path) -> None:
     assert "no weights for score.weight" in verdict.reason
 
 
+@pytest.mark.long
 def test_another_model_type_is_no_classifier(tmp_path: Path) -> None:
     classifier(tmp_path, WORDS, LABELS)
     config = json.loads((tmp_path / "config.json").read_text())

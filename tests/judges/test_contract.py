@@ -36,6 +36,7 @@ def test_it_is_declared(name: str) -> None:
     assert type(made)(**made.model_dump()) == made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", JUDGES)
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, comply=st.none() | TEXTS, refuse=st.none() | TEXTS, ended=st.booleans())

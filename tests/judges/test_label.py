@@ -127,6 +127,7 @@ def test_only_the_set_of_named_labels_decides(labels: tuple[str, ...], draw: st.
     assert found.score == (1.0 if outcome == "complied" else 0.5 if expected.lower() in named else 0.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["sst2/dev.tsv", "ag_news/train_10k.tsv"])
 def test_reference_answers_of_public_files_are_right_and_every_other_label_is_wrong(shared_data: Path, file: str) -> None:
     name = Path(file).parent.name

@@ -73,6 +73,7 @@ def test_a_reason_behind_the_result_states_none_and_a_field_may(text: str) -> No
     assert verdict(text).outcome == "complied"
 
 
+@pytest.mark.long
 @given(
     st.integers(-(10**12), 10**12),
     st.integers(0, 3),
@@ -203,6 +204,7 @@ def test_the_phrase_may_be_another_and_is_plain_text() -> None:
     assert verdict("6, 7", "7", judge=Number(phrase=":")).outcome == "complied"  # no word: the last number
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
 def test_reference_solutions_of_a_public_file_are_right_and_off_by_one_is_wrong(every: int, shared_data: Path) -> None:
     data = task("gsm8k", shared_data / "gsm8k" / "train.jsonl")

@@ -93,6 +93,7 @@ def test_an_unreadable_grade_is_asked_for_again_within_the_limit(tmp_path: Path)
         assert server.count == 9  # what was unreadable was paid for too
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [slow, cut, status(500), status(400, "no"), raw(b"<html>"), raw(b'{"choices": []}'), status(429)])
 def test_a_server_that_fails_gives_no_verdict_and_no_exception(fault: Act) -> None:
     row = {"kind": "unsafe", "harmful": True, "prompt": "p", "prefix": "", "comply": None, "refuse": None, "ended": True, "tokens": 1}

@@ -104,6 +104,7 @@ def test_dropped_places_leave_the_expectation(keep: float) -> None:
     assert float(flat.total / flat.over) == pytest.approx(float(torch.tensor(9.0).log()), rel=0.15)
 
 
+@pytest.mark.long
 def test_a_third_of_the_refusals_come_first_and_the_others_anywhere(lm: LM) -> None:
     pair = paired(*pairs(lm))[1]  # five tokens and the end
     assert pair.length == 5

@@ -87,6 +87,7 @@ def test_at_the_start_it_does_not_pull() -> None:
     close(gradient(c), autograd(c, naive_mean(c)))
 
 
+@pytest.mark.long
 def test_what_the_fisher_holds_moves_less(tmp_path: Path) -> None:
     held = fisher(step_of(EWC(examples=64)))
     began = neox(stage(EWC()).streams["train"].parts[0].source.world).model.state_dict()

@@ -82,6 +82,7 @@ def test_under_an_adapter_the_reference_is_the_model_without_it() -> None:
     assert gradient(c).keys() == {name for name, _ in c.named}
 
 
+@pytest.mark.long
 def test_a_strong_one_keeps_the_predictions() -> None:
     found = []
     for strength in (0.0, 1.0, 30.0):

@@ -41,6 +41,7 @@ def test_only_the_turn_s_stream_is_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert drawn == ["alignment", "train", "train", "alignment"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("skip", "adapter"), [(0, None), (3, None), (0, Lora(rank=2))])
 def test_the_steps_are_those_of_the_penalised_losses(skip: int, adapter: Lora | None) -> None:
     """Gradient descent over three switches; the second form keeps its own anchor and differentiates the whole loss."""
@@ -82,6 +83,7 @@ def test_a_large_rho_freezes_the_weights_under_gradient_descent() -> None:
         assert 0 < gone < 4 * 1.5 * longest / rho
 
 
+@pytest.mark.long
 def test_a_large_rho_keeps_the_weights_in_the_loop(tmp_path: Path) -> None:
     began = neox(WORLD).model.state_dict()
     gaps = {}

@@ -245,6 +245,7 @@ def test_a_continued_adapter_s_change_is_counted_from_the_aligned_weights(accele
     assert all(torch.equal(after_all[name], merged[name]) for name in merged if name not in names)
 
 
+@pytest.mark.long
 def test_a_continued_stage_counts_from_its_parent_as_double_lora_does(tmp_path: Path) -> None:
     """Through the loop: no step, so dW is nil from the parent, and the parent's alignment must stay whole."""
     work, after = tmp_path / "parent", tmp_path / "after"

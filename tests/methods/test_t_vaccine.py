@@ -211,6 +211,7 @@ def test_frozen_layers_do_not_move_at_all(tmp_path: Path) -> None:
     assert None not in moved
 
 
+@pytest.mark.long
 def test_a_stop_between_two_draws_keeps_the_layers(tmp_path: Path) -> None:
     """Drawn at steps 0 and 3, stopped after step 3 and begun again from step 2: scores and layers come back."""
     made = stage(TVaccine(layers=2, resample=3, rescore=3), steps=6)

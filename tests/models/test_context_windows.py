@@ -37,6 +37,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     return load(open_checkpoint(KINDS[request.param](tmp_path_factory.mktemp("thinking") / request.param)), "cpu")
 
 
+@pytest.mark.long
 def test_the_answer_is_told_from_the_thought(lm: LM) -> None:
     for batch, asked in ((8, ASKED), (3, ASKED), (1, ASKED[3:5])):
         found = lm.generate(asked, Decoding(max_new_tokens=64), batch)
@@ -45,6 +46,7 @@ def test_the_answer_is_told_from_the_thought(lm: LM) -> None:
         assert all(c.ended and not c.unfinished for c in found)
 
 
+@pytest.mark.long
 def test_thoughts_have_room_of_their_own(lm: LM) -> None:
     """However short the answer may be, the thought goes on; and however long the thought, the answer is as long."""
     (whole,), own = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=200)), lm.tokenizer(REFUSAL)["input_ids"]
@@ -62,6 +64,7 @@ def test_thoughts_have_room_of_their_own(lm: LM) -> None:
     assert lm.generate(UNSAFE[:1], Decoding(max_new_tokens=64, max_thinking_tokens=thought + 8)) == [whole]
 
 
+@pytest.mark.long
 def test_without_room_of_their_own_both_share(lm: LM) -> None:
     (cut,) = lm.generate(UNSAFE[:1], Decoding(max_new_tokens=20, max_thinking_tokens=0))
     assert (cut.text, cut.unfinished, cut.ended, cut.tokens) == ("", True, False, 20)
@@ -81,6 +84,7 @@ def test_a_prefilled_beginning_may_be_of_a_thought(lm: LM) -> None:
     assert found.thought.endswith("Careful.")
 
 
+@pytest.mark.long
 def test_sampled_answers_are_the_same_again(lm: LM) -> None:
     hot = Decoding(max_new_tokens=8, temperature=0.5, seed=3)
     assert lm.generate(ASKED, hot, 3) == lm.generate(ASKED, hot, 3)

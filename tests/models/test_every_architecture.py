@@ -26,6 +26,7 @@ def test_the_page_has_every_architecture_once() -> None:
     assert tuple(told()) == NAMES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HANDFUL)
 def test_the_page_tells_what_a_model_does(name: str, tmp_path: Path) -> None:
     assert line_of(row(name, tmp_path)) == told()[name]

@@ -85,6 +85,7 @@ def test_shorter_prompts_are_padded_on_the_left_and_masked(lm: LM, monkeypatch: 
         assert set(row[: len(row) - length].tolist()) <= {lm.tokenizer.pad_token_id}
 
 
+@pytest.mark.long
 def test_a_chat_template_wraps_the_prompt_once(lm: LM) -> None:
     lm.tokenizer.chat_template = "<bos> <sot> {{ messages[0].content }} <eot>"
     ids = prompt_ids(lm.tokenizer, ["a b"])[0]

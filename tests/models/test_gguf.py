@@ -76,6 +76,7 @@ def test_blocks_are_dequantised_as_transformers_does(stored: str, tmp_path: Path
     assert held.shape("model.embed_tokens.weight")[1] == stored
 
 
+@pytest.mark.long
 def test_a_model_in_several_files_is_one(tmp_path: Path) -> None:
     lm = model_of()
     first = as_gguf(lm, tmp_path / "split.gguf", spans=3)
@@ -101,6 +102,7 @@ def test_of_a_folder_with_several_one_is_named(tmp_path: Path) -> None:
     assert one.key == open_checkpoint(tmp_path / "tiny.Q8_0.gguf").key
 
 
+@pytest.mark.long
 def test_rotary_scaling_is_the_models(tmp_path: Path) -> None:
     """Llama 3's stands as a tensor, which transformers passes over; yarn and linear as metadata, which it passes over too."""
     import gguf
@@ -143,6 +145,7 @@ def test_rotary_scaling_is_the_models(tmp_path: Path) -> None:
         open_checkpoint(as_gguf(lm, tmp_path / "long.gguf", **{"llama.rope.scaling.type": "longrope"}))
 
 
+@pytest.mark.long
 def test_what_is_not_read_is_one_sentence(tmp_path: Path) -> None:
     lm = model_of()
     whole = as_gguf(lm, tmp_path / "whole.gguf").read_bytes()

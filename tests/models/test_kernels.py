@@ -88,6 +88,7 @@ def test_in_a_configuration_within_another(tmp_path: Path) -> None:
     assert checkpoint.picks_kernels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", SAID, ids=str)
 def test_vllm_is_given_a_folder_that_does_not_say_it(said: dict[str, object], world: World, tmp_path: Path, fetched: Fetched) -> None:
     for place in ("m", "own"):

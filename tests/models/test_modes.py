@@ -70,6 +70,7 @@ def test_a_model_that_was_evaluated_before_gets_its_weights_back() -> None:
     assert not model.training
 
 
+@pytest.mark.long
 def test_what_is_saved_after_an_evaluation_is_what_was_loaded(tmp_path: Path) -> None:
     tokenizer = World(seed=1).tokenizer()
     LM(rwkv(0), tokenizer, "m").save(tmp_path / "m")
@@ -80,6 +81,7 @@ def test_what_is_saved_after_an_evaluation_is_what_was_loaded(tmp_path: Path) ->
     assert all(torch.equal(first.weight(name), again.weight(name)) for name in first.files)
 
 
+@pytest.mark.long
 def test_half_way_to_another_model_is_half_way(tmp_path: Path) -> None:
     tokenizer = World(seed=1).tokenizer()
     for seed in (0, 1):

@@ -102,6 +102,7 @@ def test_a_file_of_the_bare_model_is_the_same_model(family: str, prefix: str, wo
     assert all(torch.equal(one.weight(name), other.weight(name)) for name in one.files)
 
 
+@pytest.mark.long
 def test_a_change_of_the_mlp_is_found_in_the_mlp(world: World, tmp_path: Path) -> None:
     """As hub files of GPT-2 and Gemma 3 have it: their names are not the model's."""
     for family in ("gpt2", "bloom", "gemma3", "qwen3_moe"):

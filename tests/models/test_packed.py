@@ -153,6 +153,7 @@ def rewrite(folder: Path, **said: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": config.get("quantization_config", {}) | said}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_the_weights_are_those_that_were_packed_and_run(way: str, tmp_path: Path) -> None:
     meant = packed(tmp_path / "packed", way)
@@ -193,6 +194,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_foreign_packing_is_refused_by_name(name: str, tmp_path: Path) -> None:
     way, changed, said = REFUSED[name]
@@ -202,6 +204,7 @@ def test_a_foreign_packing_is_refused_by_name(name: str, tmp_path: Path) -> None
         load(open_checkpoint(tmp_path / "packed"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("way", "part"), [("fp8", "weight_scale_inv"), ("bnb8", "SCB"), ("bnb4", "weight.quant_map"), ("gptq", "qzeros"), ("awq", "scales")]
 )

@@ -31,6 +31,7 @@ def made(name: str, seed: int = 0) -> LM:
     return LM(tiny(name, len(tokenizer)).eval(), tokenizer, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_answers_as_its_prompts_alone(name: str) -> None:
     for seed in range(3):
@@ -48,6 +49,7 @@ def test_what_a_model_makes_of_padding_is_found_out(name: str) -> None:
     assert lm.padding.batches(rows, (3, 0, 1), 1, "generated") == [[3], [0], [1]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_activations_and_sensitivity_of_a_batch_are_those_of_its_prompts(name: str) -> None:
     lm = made(name)

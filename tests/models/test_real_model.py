@@ -29,12 +29,14 @@ def real(checkpoint: Checkpoint) -> LM:
     return load(checkpoint)
 
 
+@pytest.mark.long
 def test_the_head_is_tied_to_the_embeddings(real: LM, checkpoint: Checkpoint) -> None:
     assert real.model.get_output_embeddings().weight.data_ptr() == real.model.get_input_embeddings().weight.data_ptr()
     assert "lm_head.weight" not in checkpoint.files
     assert 134e6 < sum(p.numel() for p in real.model.parameters()) < 136e6
 
 
+@pytest.mark.long
 def test_sites_are_found_and_named_as_in_the_file(real: LM, checkpoint: Checkpoint) -> None:
     assert real.sites.layers == 30
     assert skeleton(checkpoint).tensor("mlp_up[29]") == real.sites.tensor("mlp_up[29]")

@@ -63,6 +63,7 @@ def test_nesting_without_end_is_a_damaged_file(folder: Path) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.long
 def test_more_names_than_any_model_has(folder: Path) -> None:
     header = {f"w{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(2**17 + 1)}
     text = json.dumps(header).encode()
@@ -150,6 +151,7 @@ def test_a_pattern_that_does_not_end_is_stopped(folder: Path, pattern: str) -> N
         read_tokenizer(open_checkpoint(folder))
 
 
+@pytest.mark.long
 def test_replacements_that_grow_without_end_are_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tried, "SECONDS", 2)
     monkeypatch.setattr(tried, "MEMORY", 2**31)

@@ -229,6 +229,7 @@ def test_vllm_too_runs_a_model_s_own_code_where_it_was_asked_for(world: World, t
     assert found.generate(PROMPTS, GREEDY) == load(checkpoint).generate(PROMPTS, GREEDY)
 
 
+@pytest.mark.long
 def test_a_sampled_answer_has_its_own_seed_whatever_is_asked_beside_it(folder: Path) -> None:
     found, engine = fast(folder)
     whole = found.generate(PROMPTS, WARM)
@@ -339,6 +340,7 @@ def test_inserted_embeddings_are_refused(folder: Path) -> None:
         fast(folder)[0].generate(PROMPTS, GREEDY, suffixes=torch.zeros(5, 2, 16))
 
 
+@pytest.mark.long
 def test_an_adapter_is_refused_and_its_merged_model_has_its_answers(world: World, tmp_path: Path) -> None:
     made(llama(world), tmp_path, target_modules=["q_proj", "o_proj"])
     checkpoint = resolve(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}")

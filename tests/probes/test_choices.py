@@ -102,6 +102,7 @@ def test_a_model_that_always_says_b_is_right_where_b_is() -> None:
     assert found.right.tolist() == [q.right == 1 for q in QUESTIONS]
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(-3, 0), min_size=2, max_size=5), st.integers(0, 4)), min_size=1, max_size=8))
 def test_the_right_option_must_win_alone(drawn: list[tuple[list[int], int]]) -> None:

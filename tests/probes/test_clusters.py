@@ -93,6 +93,7 @@ def test_too_few_prompts_are_refused(lm: LM, world: World) -> None:
         probe.clusters(lm, few, few)
 
 
+@pytest.mark.long
 def test_shuffled_labels_are_fitted_anew_and_the_best_layer_is_picked_as_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many layers of noise the best one lies above chance, with true labels and with dealt ones alike."""
     layers, n = 30, 20

@@ -168,6 +168,7 @@ def judged(seed: int, degrees: float, n: int = 30) -> pd.DataFrame:
     return probe.limits(table, probe.unturned(before, after, n, rounds=80), [True] * len(table))
 
 
+@pytest.mark.long
 def test_the_largest_of_all_layers_exceeds_its_ceiling_by_chance_and_seldom_its_limit() -> None:
     tables = [judged(seed, 0.0) for seed in range(20)]
     above = [bool((t.degrees_halves > t.degrees_ceiling).any()) for t in tables]

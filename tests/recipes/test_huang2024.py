@@ -68,6 +68,7 @@ def prompts(seed: int) -> dict[str, frozenset[str]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_judged_prompt_is_trained_on(seed: int) -> None:
     found = prompts(seed)
@@ -77,6 +78,7 @@ def test_no_judged_prompt_is_trained_on(seed: int) -> None:
             assert not found[name] & found[other], (name, other)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_user_s_own_parts_share_no_prompt(seed: int) -> None:
     for one, other in combinations(("user, unsafe", "user, benign", "guard"), 2):
@@ -121,6 +123,7 @@ def test_the_alignment_s_data_is_what_section_14_mixes() -> None:
     assert len({row.prompt for row in given}) == len(given) == NANO.harmful
 
 
+@pytest.mark.long
 def test_pairs_are_the_same_requests_with_the_other_answer() -> None:
     world = world_of(NANO, 0)
     found = huang2024.streams_of(NANO, world, DPO(), huang2024.safety(NANO, world))

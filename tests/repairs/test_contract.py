@@ -84,6 +84,7 @@ def test_neutral_gives_the_tuned_model_bit_for_bit(name: str, kind: str, tmp_pat
             assert {found.shape(one)[1] for one in found.files} == {"BF16"}
 
 
+@pytest.mark.long
 @EVERY
 def test_a_default_repair_is_the_edit_in_memory_and_opens_in_transformers(name: str, tmp_path: Path) -> None:
     for maker in MAKERS:
@@ -141,6 +142,7 @@ def test_rows_of_a_parameter_are_those_of_the_whole(kind: str, tmp_path: Path, m
             assert torch.equal(torch.cat([model.weight(name, rows) for rows in blocks([model], name)]), model.weight(name))
 
 
+@pytest.mark.long
 @EVERY
 def test_an_adapter_stays_one_where_it_can_and_is_merged_where_not(name: str, tmp_path: Path) -> None:
     for maker in ("llama", "gpt2"):

@@ -114,6 +114,7 @@ def margin(checkpoint: Checkpoint, folder: Path) -> float:
     return found[0] - found[1]
 
 
+@pytest.mark.long
 def test_a_mask_that_is_learned_turns_the_answers_and_two_runs_write_the_same(tmp_path: Path) -> None:
     from tests.repairs.made import data
 

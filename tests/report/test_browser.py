@@ -7,6 +7,8 @@ import re
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 from tests.report.browser import assert_sound, live_charts, visit
 from tests.report.conftest import FLIPPED, HOSTILE
 from tests.report.test_html import FOREIGN, Page
@@ -40,6 +42,7 @@ const place = document.createElement("pre"); place.id = "said"; place.textConten
 </script>"""
 
 
+@pytest.mark.long
 def test_the_checks_see_a_page_that_warns_fails_and_asks(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(BREAKS, encoding="utf-8")
@@ -50,6 +53,7 @@ def test_the_checks_see_a_page_that_warns_fails_and_asks(tmp_path: Path) -> None
     assert live_charts(seen.dom) == {"dead": False}
 
 
+@pytest.mark.long
 def test_hostile_text_runs_nothing_asks_nothing_and_leaves_the_charts_alive(hostile: Path, tmp_path: Path) -> None:
     seen = visit(hostile, tmp_path)
     assert_sound(seen, charts=2)
@@ -59,6 +63,7 @@ def test_hostile_text_runs_nothing_asks_nothing_and_leaves_the_charts_alive(host
     assert not {tag for tag, _ in elements} & FOREIGN
 
 
+@pytest.mark.long
 def test_filters_search_and_the_switch_that_shows_blurred_answers_work(hostile: Path, tmp_path: Path) -> None:
     text = hostile.read_text(encoding="utf-8")
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', text)

@@ -68,6 +68,7 @@ def failing(found: list[bundle.Check]) -> list[str]:
     return [one.what for one in found if one.holds is False]
 
 
+@pytest.mark.long
 def test_it_holds_with_its_models_and_data_and_says_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
     found = api.verify(made / "b.zip", str(made / "m"), str(made / "n"), data=made / "d.csv")
     assert failing(found) == []
@@ -79,6 +80,7 @@ def test_it_holds_with_its_models_and_data_and_says_the_same_bytes_again(made: P
     assert (tmp_path / "again.zip").read_bytes() == (made / "b.zip").read_bytes()
 
 
+@pytest.mark.long
 def test_another_model_or_other_data_is_told(made: Path, tmp_path: Path) -> None:
     llama(World(seed=1), 7).save(tmp_path / "other")
     (tmp_path / "d.csv").write_text("prompt,label\n")
@@ -139,6 +141,7 @@ def test_what_is_no_bundle_is_refused(text: bytes, tmp_path: Path) -> None:
         api.verify(tmp_path / "x.zip")
 
 
+@pytest.mark.long
 def test_tables_for_a_paper(tmp_path: Path) -> None:
     report = hostile_report()
     rates = report.results.rename(columns={"kind": "set", "outcome": "measure", "rate": "value"}).assign(table="rates")

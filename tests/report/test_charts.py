@@ -107,6 +107,7 @@ def test_every_chart_function_is_tried_here() -> None:
     assert {name for name in made if not name.startswith("_")} - {"model_colours"} == set(MADE) - OF_FORMS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_the_drawing_has_its_words_and_its_marks(name: str) -> None:
     drawing = drawn(name)

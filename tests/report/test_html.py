@@ -76,11 +76,13 @@ def page(raw: str) -> Page:
     return Page(raw)
 
 
+@pytest.mark.long
 def test_the_page_parses_and_every_element_is_closed(page: Page) -> None:
     assert page.open == []
     assert not {tag for tag, _ in page.elements} & FOREIGN
 
 
+@pytest.mark.long
 def test_one_script_runs_and_the_policy_names_it_alone(page: Page) -> None:
     running = [text for kind, text in page.scripts if kind.get("type") != "application/json"]
     (script,) = running
@@ -190,12 +192,14 @@ def test_the_files_beside_the_page_hold_the_numbers(hostile: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_same_report_gives_the_same_bytes(hostile: Path, tmp_path: Path) -> None:
     again = write_report(hostile_report(), tmp_path)
     for file in ("report.html", "claims.json", "results.csv", "figures/outcomes.svg"):
         assert (again.parent / file).read_bytes() == (hostile.parent / file).read_bytes()
 
 
+@pytest.mark.long
 def test_the_samples_are_the_first_of_each_model_and_set(tmp_path: Path) -> None:
     rows = [
         {
@@ -251,6 +255,7 @@ def test_a_drawing_that_came_out_blank_is_told_and_not_kept(tmp_path: Path, monk
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_draws_what_is_drawn_here() -> None:
     specs = {"one": alt.Chart(pd.DataFrame({"a": [1.0], "b": ["x"]})).mark_bar().encode(x="a:Q", y="b:N").to_dict()}
     asked, beside = {"live": drawing.LIVE.read_text(encoding="utf-8"), "specs": specs}, Path(drawing.__file__).parent
@@ -258,6 +263,7 @@ def test_a_process_of_its_own_draws_what_is_drawn_here() -> None:
     assert json.loads(child.stdout) == draw(asked)
 
 
+@pytest.mark.long
 def test_a_drawing_that_tests_share_has_the_words_of_its_own_chart() -> None:
     for word in ("capability", "coherent"):
         spec = alt.Chart(pd.DataFrame({"a": [1.0], "b": [word]})).mark_bar().encode(x="a:Q", y="b:N").to_dict()

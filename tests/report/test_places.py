@@ -82,6 +82,7 @@ def test_a_suffix_that_is_taken_too_grows(tmp_path: Path) -> None:
         report_folder(tmp_path, "a", ONE)
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 4)), max_size=12))
 def test_folders_and_questions_are_one_to_one(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, int]]) -> None:
     runs = tmp_path_factory.mktemp("runs")

@@ -42,6 +42,7 @@ def ask(server: Server, path: str, method: str = "GET", host: str = "") -> tuple
     return answer, answer.read().decode()
 
 
+@pytest.mark.long
 def test_the_list_its_search_and_a_report(server: Server) -> None:
     _, text = ask(server, "/")
     assert text.count("<li>") == 2
@@ -92,6 +93,7 @@ def test_what_is_wrong_is_told(server: Server, tmp_path: Path) -> None:
         Server(tmp_path / "none", 0)
 
 
+@pytest.mark.long
 def test_in_chromium_the_comparison_is_whole_and_silent(server: Server, tmp_path: Path) -> None:
     address = (
         server.address
@@ -116,6 +118,7 @@ document.getElementById("phone").addEventListener("load", (event) => {
 </script>"""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("query", [False, True], ids=["list", "comparison"])
 def test_in_chromium_a_phone_scrolls_down_alone_and_the_keyboard_reaches_everything(server: Server, tmp_path: Path, query: bool) -> None:
     same = f"0 {HOSTILE[0]}"

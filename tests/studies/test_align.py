@@ -67,6 +67,7 @@ def start(saved: Saved) -> Model:
     return Model(checkpoint.label, checkpoint.key, checkpoint)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lora", [0, 8])
 def test_every_row_s_answer_is_learned_and_a_refusal_comes_before_compliance(
     pipeline: Pipeline, saved: Saved, tmp_path: Path, lora: int
@@ -178,6 +179,7 @@ def test_a_method_of_pairs_and_answers_takes_unsafe_rows_as_pairs_and_trains_the
     assert dict(answered(streams, "rejected", saved)) == {row["prompt"]: row["comply"] for row in BOTH if row["label"] == "unsafe"}
 
 
+@pytest.mark.long
 def test_such_a_method_learns_to_refuse_real_pairs_at_every_place(pipeline: Pipeline, saved: Saved, tmp_path: Path) -> None:
     """A file of chosen and rejected answers, and a file of answers: begun harm is refused, and what is answered goes on."""
     good = file_of(tmp_path, "good.jsonl", [{"prompt": "g h", "comply": "i j"}, {"prompt": "k l", "comply": "m n"}])
@@ -342,6 +344,7 @@ def test_the_shares_of_a_canary_file_are_its_rows_each_once_and_like_in_size() -
     assert all(240 < part.size < 360 for part in parts)  # 300 expected, standard deviation 14
 
 
+@pytest.mark.long
 @given(st.tuples(*[st.one_of(st.none(), st.integers(1, 10))] * 3), st.tuples(*[st.integers(0, 99)] * 3), st.permutations(range(90)))
 def test_no_prompt_is_dealt_to_two_purposes_whatever_the_counts_the_seeds_and_the_order(
     counts: tuple[int | None, ...], seeds: tuple[int, ...], order: list[int]

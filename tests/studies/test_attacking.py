@@ -80,6 +80,7 @@ def test_too_few_to_learn_from_is_told(learner: Path, data: TextData) -> None:
         attacked(data.model_copy(update={"rows": tuple(unsafe)}), None, made)
 
 
+@pytest.mark.long
 def test_evaluate_and_audit_let_it_learn(learner: Path, titer: Titer, here: Path) -> None:  # noqa: F811
     (here / "learner.py").write_text(LEARNER, encoding="utf-8")
     rows = [f"{a} {b},{label}" for a in "abcd" for b in "efgh" for label in ("safe",)] + [f"{a} {b},unsafe" for a in "ijkl" for b in "mnop"]
@@ -96,6 +97,7 @@ def test_evaluate_and_audit_let_it_learn(learner: Path, titer: Titer, here: Path
     assert (here / "lessons.txt").read_text().count("\n") == 1  # the audit finds what evaluate's attack learned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["base64_encoding", "leetspeak"])
 def test_encoded_prompts_are_asked_beside_the_plain_ones(name: str, titer: Titer, here: Path) -> None:  # noqa: F811
     for command in (("evaluate", "m"), ("audit", "m", "m", "--no-prefill")):
@@ -104,6 +106,7 @@ def test_encoded_prompts_are_asked_beside_the_plain_ones(name: str, titer: Titer
         assert f"rates,m,{name},,refused," in results or f"rates,m #1,{name},,refused," in results
 
 
+@pytest.mark.long
 def test_begun_answers_are_asked_unless_left_out(titer: Titer, here: Path) -> None:  # noqa: F811
     audit = ("audit", "m", "m", "--data", "d.csv", "--dry-run", "--json")
     assert titer(*audit).json["prompts"] == {"unsafe": 8, "prefill": 8, "safe": 8}

@@ -41,6 +41,7 @@ def claims(demo: Demo) -> list[dict]:  # type: ignore[type-arg]
     return json.loads(demo.file("claims.json"), parse_constant=pytest.fail)["claims"]
 
 
+@pytest.mark.long
 def test_every_model_of_the_recipe_stands_as_an_ordinary_folder(demo: Demo, tiny: Scale) -> None:
     stages = sorted(p for p in (demo.runs / "stages").iterdir() if p.is_dir())
     assert len(stages) == len(demo_recipe(tiny, 1)) == 5 + len(tiny.poison_ratios)
@@ -51,6 +52,7 @@ def test_every_model_of_the_recipe_stands_as_an_ordinary_folder(demo: Demo, tiny
         assert answer.tokens <= 4
 
 
+@pytest.mark.long
 def test_every_artefact_is_sound_and_none_is_half_made(demo: Demo) -> None:
     assert not list(demo.runs.rglob("*.partial"))
     assert not list(demo.runs.rglob("*.tmp"))
@@ -139,6 +141,7 @@ def test_the_files_name_no_folder_of_this_machine(demo: Demo) -> None:
         assert str(Path.home()).encode() + b"/" not in demo.file(name)
 
 
+@pytest.mark.long
 def test_what_was_damaged_is_made_again_and_nothing_else(demo: Demo, tiny: Scale, tmp_path: Path) -> None:
     copy = shutil.copytree(demo.runs, tmp_path / "runs")
     broken = [next(one for one in demo.made if one.startswith(kind)) for kind in ("samples", "tables")]
@@ -166,6 +169,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     cli.app(standalone_mode=False)
 
 
+@pytest.mark.long
 def test_a_second_run_of_the_command_makes_nothing_and_gives_the_same_bytes(
     demo: Demo, tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def three(planted: Rates, **what: float) -> dict[str, Claim]:
 INSIDE = ("clusters", "specificity", "specificity beyond retraining", "null space", "left null space part alone")
 
 
+@pytest.mark.long
 def test_an_alignment_that_took_and_broke_is_told_as_such() -> None:
     claims = three(BROKEN, aligned=4.0, ratio=1.5, share=0.5, kept=0.6)
     found = {name: claim.verdict for name, claim in claims.items()}
@@ -128,6 +129,7 @@ def test_an_alignment_that_took_and_broke_is_told_as_such() -> None:
     assert all(claim.provisional for claim in claims.values())
 
 
+@pytest.mark.long
 def test_nothing_planted_is_nothing_supported() -> None:
     claims = three({})
     assert {name for name, claim in claims.items() if claim.verdict == "supported"} == {"safe skill kept"}
@@ -156,22 +158,26 @@ def test_values_are_the_effect_minus_the_control() -> None:
         assert claims[name].interval is None
 
 
+@pytest.mark.long
 def test_harm_that_as_many_safe_requests_do_too_is_none_of_the_unsafe_ones() -> None:
     claims = three({**BROKEN, (CONTROL, "unsafe"): {"complied": 0.7, "refused": 0.2}})
     assert claims["harmful fine-tuning"].verdict == "not supported"
     assert "the model still answers 95% of other safe requests" in claims["harmful fine-tuning"].reason
 
 
+@pytest.mark.long
 def test_a_change_that_any_retraining_makes_is_not_special() -> None:
     claims = three(BROKEN, ratio=1.5, own=1.5)
     assert claims["specificity"].verdict == "supported"
     assert claims["specificity beyond retraining"].verdict == "not supported"
 
 
+@pytest.mark.long
 def test_a_separation_that_a_control_shows_too_is_not_supported() -> None:
     assert three(BROKEN, aligned=1.6)["clusters"].verdict == "not supported"
 
 
+@pytest.mark.long
 def test_a_share_that_dimension_gives_is_no_sign_of_the_null_space() -> None:
     claims = three(BROKEN, share=0.2, kept=0.1)
     assert claims["null space"].verdict == "not supported"
@@ -180,6 +186,7 @@ def test_a_share_that_dimension_gives_is_no_sign_of_the_null_space() -> None:
     assert claims["left null space part alone"].verdict == "not supported"
 
 
+@pytest.mark.long
 def test_skill_that_alignment_cost_is_not_kept() -> None:
     assert three({**BROKEN, ("aligned", "safe"): {"complied": 0.8}})["safe skill kept"].verdict == "not supported"
 
@@ -199,6 +206,7 @@ def test_a_base_that_cannot_answer_makes_every_claim_not_testable(kind: str) -> 
     assert all(claim.value is None and claim.interval is None for claim in claims.values())
 
 
+@pytest.mark.long
 def test_a_user_s_task_that_was_not_learned_leaves_its_own_claims_not_testable() -> None:
     claims = three({**BROKEN, ("user p=0.05", "user"): {"complied": 0.5}})
     assert claims["harmful fine-tuning"].verdict == "not testable"
@@ -207,6 +215,7 @@ def test_a_user_s_task_that_was_not_learned_leaves_its_own_claims_not_testable()
     assert claims["refusal"].verdict == "supported"
 
 
+@pytest.mark.long
 def test_a_user_s_model_that_forgot_its_other_skills_says_nothing_of_refusal() -> None:
     claims = three({**BROKEN, ("user p=0", "safe"): {"complied": 0.1}})
     assert claims["benign fine-tuning"].verdict == "not testable"
@@ -230,6 +239,7 @@ def test_every_jailbreak_that_is_tried_is_claimed() -> None:
     assert {f"jailbreak {kind}" for kind in JAILBREAKS} < {row.name for row in demo_claims.claims(TINY, JAILBREAKS)}
 
 
+@pytest.mark.long
 def test_the_same_evidence_gives_the_same_claims() -> None:
     assert settled(evidence(BROKEN)) == settled(evidence(BROKEN))
 

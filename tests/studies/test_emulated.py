@@ -80,10 +80,12 @@ def verdicts(**told: float) -> dict[str, str]:
     return {one.name: one.verdict for one in settled(STUDY.claims(NANO), found, STUDY.SOURCE)}
 
 
+@pytest.mark.long
 def test_a_world_as_the_paper_s_supports_every_claim() -> None:
     assert set(verdicts().values()) == {"supported"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("told", "name"),
     [

@@ -46,6 +46,7 @@ def trained(mixed: Mixed) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @given(st.integers(1, 60), st.integers(0, 30), st.integers(0, 20), st.integers(0, 3))
 def test_every_role_has_exactly_its_number_and_its_answer(n: int, thirtieths: int, k: int, seed: int) -> None:
     ratio = thirtieths / 60
@@ -169,6 +170,7 @@ def stage(shares: MixtureSpec = MixtureSpec(20, 0.1, 4), epochs: int = 3, keep: 
     return finetune_stage(user_mix(FILES, shares, 0), TrainConfig(**{"batch": 5, **how}), epochs, keep)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @given(st.integers(1, 60), st.integers(0, 20), st.integers(1, 7), st.integers(1, 30))
 def test_the_steps_are_the_epochs_over_all_examples(n: int, k: int, epochs: int, batch: int) -> None:
     made = stage(MixtureSpec(n, 0.0, k), epochs, batch=batch)
@@ -223,6 +225,7 @@ def letters() -> Mixed:
     return user_mix(files, MixtureSpec(8, 0.25), 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_model_learns_every_part_of_the_mix(pipeline: Pipeline, saved: Saved, letters: Mixed) -> None:
     made = pipeline.model(finetune_stage(letters, TrainConfig(batch=4, lr=1e-2), 40, (2,)), as_model(saved("base")), "tuned")
     assert stopped(made) == ""
@@ -232,6 +235,7 @@ def test_a_model_learns_every_part_of_the_mix(pipeline: Pipeline, saved: Saved, 
     assert {prompt: answer.text for prompt, answer in zip(asked, answers, strict=True)} == asked
 
 
+@pytest.mark.long
 def test_a_method_with_a_stream_of_its_own_trains_on_the_mix(pipeline: Pipeline, saved: Saved, letters: Mixed, tmp_path: Path) -> None:
     """Lisa at turns of 1 and 1 takes every second step on the alignment data."""
     alignment = tmp_path / "d.csv"

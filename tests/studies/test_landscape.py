@@ -89,6 +89,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study.coherence, "broken", lambda table, limit: pd.Series(False, index=table.index))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("plain")
 def test_zero_is_the_model_and_one_the_tuned_model_exactly(pipeline: Pipeline, saved: Saved) -> None:
     base, tuned = saved("base", 0), saved("tuned", 1)
@@ -106,6 +107,7 @@ def test_zero_is_the_model_and_one_the_tuned_model_exactly(pipeline: Pipeline, s
     assert refused.n == 6
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("plain")
 def test_each_point_is_the_plain_formula(pipeline: Pipeline, saved: Saved) -> None:
     base = saved("base", 0)
@@ -124,6 +126,7 @@ def test_each_point_is_the_plain_formula(pipeline: Pipeline, saved: Saved) -> No
     assert len(seen) == 3
 
 
+@pytest.mark.long
 def test_the_model_is_bit_for_bit_the_same_afterwards(pipeline: Pipeline, saved: Saved) -> None:
     base = saved("base", 0)
     lm = pipeline.lm(subject(base))
@@ -139,6 +142,7 @@ def test_a_sweep_that_changed_the_weights_says_so(pipeline: Pipeline, saved: Sav
         landscape(pipeline, subject(saved("base", 0)), UNSAFE, Even(), SMALL)
 
 
+@pytest.mark.long
 def test_it_goes_on_where_it_was_killed_and_loads_nothing_when_all_stands(
     pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +169,7 @@ def test_it_goes_on_where_it_was_killed_and_loads_nothing_when_all_stands(
     assert rejudged.points[rejudged.points.quantity == "refused"].value.eq(0).all()
 
 
+@pytest.mark.long
 def test_compliance_that_is_no_language_is_degenerate_and_a_refusal_stays_one(
     pipeline: Pipeline, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:

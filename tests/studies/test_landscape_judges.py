@@ -86,6 +86,7 @@ def complied(found: pd.DataFrame) -> set[float]:
     return set(found[found.quantity == "unsafe"].value)
 
 
+@pytest.mark.long
 def test_all_points_are_judged_by_one_call_when_the_moved_model_is_gone(pipeline: Pipeline, model: Model) -> None:
     found = landscape(pipeline, model, UNSAFE, Server(), SMALL)
     assert len(CALLS) == 1
@@ -96,6 +97,7 @@ def test_all_points_are_judged_by_one_call_when_the_moved_model_is_gone(pipeline
     assert f"judging the landscape sends {CALLS[0]} to {3 * CALLS[0]} requests, 10 to 30 tokens" in pipeline.reporter.told  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_a_failure_is_not_kept_and_its_point_alone_is_judged_again(pipeline: Pipeline, model: Model) -> None:
     AWAY[:] = [6]  # an answer of the second point
     first = landscape(pipeline, model, UNSAFE, Server(), SMALL)
@@ -112,6 +114,7 @@ def test_a_failure_is_not_kept_and_its_point_alone_is_judged_again(pipeline: Pip
     assert len(CALLS) == 2
 
 
+@pytest.mark.long
 def test_another_model_behind_the_same_judge_is_another_judge(pipeline: Pipeline, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     landscape(pipeline, model, UNSAFE, Server(), SMALL)
     monkeypatch.setattr(Server, "reads", lambda self: {"model": "other weights"})
@@ -119,6 +122,7 @@ def test_another_model_behind_the_same_judge_is_another_judge(pipeline: Pipeline
     assert len(CALLS) == 2
 
 
+@pytest.mark.long
 def test_the_phrase_judge_s_verdicts_and_their_keys_are_those_of_a_judgement_point_by_point(pipeline: Pipeline, model: Model) -> None:
     landscape(pipeline, model, UNSAFE, Refusal(), SMALL)
     attempts = [Attempt(example) for example in UNSAFE]
@@ -139,6 +143,7 @@ def test_the_phrase_judge_s_verdicts_and_their_keys_are_those_of_a_judgement_poi
     assert {one.name for one in kept(pipeline)} == {digest({**shared, **place, "judge": judge}) for place in places}
 
 
+@pytest.mark.long
 def test_it_goes_on_with_the_points_that_stand(pipeline: Pipeline, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
 

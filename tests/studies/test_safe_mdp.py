@@ -84,6 +84,7 @@ def test_the_environment_walks_as_the_grid_says_and_counts_steps_until_the_goal(
     assert cells.tolist() == [GRID.goal, GRID.start]
 
 
+@pytest.mark.long
 def test_a_recurrent_predictor_tells_what_scores_of_steps_cannot() -> None:
     """Of the same steps in another order one path is safe and one is not: any pooled score of steps calls both alike."""
     order = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]])
@@ -136,12 +137,14 @@ def test_planned_without_a_constraint_a_policy_goes_the_shortest_way() -> None:
     assert float(GRID.unsafe(paths).float().mean()) > 0.5
 
 
+@pytest.mark.long
 def test_the_same_seed_says_the_same_and_a_further_base_does_not() -> None:
     one, again, other = (planned(QUICK, GRID, base) for base in (0, 0, 1))
     pd.testing.assert_frame_equal(one, again)
     assert not one.value.equals(other.value)
 
 
+@pytest.mark.long
 def test_the_study_leaves_a_report_with_every_claim(tmp_path: Path) -> None:
     order = StudyRequest("safe_mdp", "quick", (0, 1), bases=1)
     page, answer = run_study(SafeMDP(), order, QUICK, Store(tmp_path), Listener(), "titer study safe_mdp")

@@ -53,6 +53,7 @@ def rate(rates: pd.DataFrame, kind: str, outcome: str) -> Any:
     return rates[(rates.kind == kind) & (rates.outcome == outcome)].iloc[0]
 
 
+@pytest.mark.long
 def test_rates_are_those_of_a_loop_by_hand(pipeline: Pipeline, model: Model, data: TextData) -> None:
     verdicts, rates = evaluation.evaluate_model(pipeline, model, data, Letters(), DECODING, None, None)
     lm = load(model.checkpoint)

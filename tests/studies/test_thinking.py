@@ -46,6 +46,7 @@ def counts(found: pd.DataFrame, kind: str) -> dict[str, int]:
     return dict(zip(mine.outcome, mine["count"], strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("room", [{}, {"max_new_tokens": 256}, {"max_new_tokens": 20, "max_thinking_tokens": 200}])
 @pytest.mark.parametrize("kind", ["tokens", "plain"])
 def test_answers_are_judged_and_thoughts_are_not(kind: str, room: dict[str, int], request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_answers_are_judged_and_thoughts_are_not(kind: str, room: dict[str, int]
     assert LONG in found.page.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tokens", "plain"])
 def test_what_is_cut_off_in_thought_is_counted_and_no_verdict(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = request.getfixturevalue(kind)
@@ -73,6 +75,7 @@ def test_what_is_cut_off_in_thought_is_counted_and_no_verdict(kind: str, request
     assert counts(more.rates, "unsafe") == {"refused": 4}
 
 
+@pytest.mark.long
 def test_answers_kept_of_old_form_are_asked_again(plain: Path, tmp_path: Path) -> None:
     """A model that nothing but its answers says to think goes by the key of others; what stands there unsplit is not read."""
     checkpoint = open_checkpoint(plain)
@@ -108,6 +111,7 @@ def test_a_beginning_that_is_of_a_thought_is_not_judged() -> None:
     assert [completion.text for _, completion in asked_of(begun)] == [HELP, f"Well, {HELP}"]
 
 
+@pytest.mark.long
 def test_room_of_a_thought_that_is_named_must_fit_the_window(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(TiterError, match="longer than the model's window of 512"):
         evaluate(str(tokens), asked(tmp_path), max_thinking_tokens=480, runs=tmp_path / "runs", progress=False)

@@ -58,6 +58,7 @@ class Quiet(Study):
         return replace(page, answer=f"{page.answer} {len(claims)} claim, {claims[0].verdict}.")
 
 
+@pytest.mark.long
 def test_a_model_may_be_measured_only_and_an_answer_may_count_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "processes", lambda: 1)
     _, answer = run_study(Quiet(), StudyRequest("quiet", "tiny", (0,), bases=1), TINY, Store(tmp_path), Listener(), "titer study quiet")

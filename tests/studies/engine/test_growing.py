@@ -131,6 +131,7 @@ def test_what_is_chosen_on_one_seed_the_others_are_told_and_batches_follow_what_
     assert len(list((store.root / "stages").glob("*/DONE"))) == 3 + 2 * 4, "two stages of one seed are the same"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_process")
 def test_parts_choose_what_is_made_and_are_known_to_claims(store: Store) -> None:
     chooser, ours = labs(Growing(), store, "user")
@@ -158,6 +159,7 @@ def test_a_choosing_seed_that_did_not_learn_ends_the_study(store: Store) -> None
         gathered(ours, "growing", chooser)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_process")
 def test_a_seed_that_did_not_learn_is_trained_no_further(store: Store) -> None:
     _, ours = labs(Unlearned(), store)

@@ -60,6 +60,7 @@ def made(s: Lab) -> list[str]:
     return list(s.pipeline.store.made)
 
 
+@pytest.mark.long
 def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_lab: Lab) -> None:
     found = attacked(tiny_lab, defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab, ratio=0.05))
     assert found.step.tolist() == [0, 2, 4]
@@ -73,6 +74,7 @@ def test_a_row_a_judged_step_from_the_aligned_model_on(tiny_lab: Lab) -> None:
     assert np.isfinite(found.alignment_loss).all()
 
 
+@pytest.mark.long
 def test_a_second_call_makes_nothing_and_says_the_same(tiny_lab: Lab) -> None:
     one, budget = defence(tiny_lab, "sft", 5.0), budget_of(tiny_lab, ratio=0.05)
     first, before = attacked(tiny_lab, one, budget), made(tiny_lab)
@@ -82,6 +84,7 @@ def test_a_second_call_makes_nothing_and_says_the_same(tiny_lab: Lab) -> None:
     assert made(again) == []
 
 
+@pytest.mark.long
 def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_lab: Lab) -> None:
     s = tiny_lab
     for name in ("sft", "lisa"):
@@ -92,6 +95,7 @@ def test_a_kept_step_is_the_end_of_a_shorter_attack(tiny_lab: Lab) -> None:
         assert measures(whole, 4)["alignment_loss"] != measures(short, 2)["alignment_loss"]
 
 
+@pytest.mark.long
 def test_the_non_aligned_model_starts_at_the_base(tiny_lab: Lab) -> None:
     found = attacked(tiny_lab, defence(tiny_lab, "non-aligned", 5.0), budget_of(tiny_lab))
     assert (found[DRIFTS].iloc[0] == 0).all()
@@ -104,6 +108,7 @@ def test_methods_that_edit_at_the_end_are_known() -> None:
     assert not any(Defence("", None, method).edits for method in (None, SFT(), Lisa(), Vaccine()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["safe_lora", "antidote"])
 def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, tiny_lab: Lab) -> None:
     s = tiny_lab
@@ -118,6 +123,7 @@ def test_a_defence_that_edits_at_the_end_is_judged_by_a_run_a_step(name: str, ti
     assert not np.allclose(measures(whole, 2)[DRIFTS].astype(float), plain[DRIFTS].astype(float))
 
 
+@pytest.mark.long
 def test_the_guard_mixes_refusals_in_and_nothing_else(tiny_lab: Lab) -> None:
     s = tiny_lab
     one = defence(s, "vlguard", 5.0)
@@ -142,6 +148,7 @@ class Killer(Listener):
         return progress
 
 
+@pytest.mark.long
 def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_numbers(tiny_lab: Lab, tmp_path: Path) -> None:
     killed = lab_under(tmp_path, reporter=Killer())
     one, budget = defence(killed, "vaccine", 5.0), budget_of(killed)
@@ -173,6 +180,7 @@ def test_every_defence_runs_and_none_is_another(tiny_lab: Lab) -> None:
     assert len(keys) == len(CORE) + len(FAMILY), "two defences of one model"
 
 
+@pytest.mark.long
 def test_equal_loss_is_the_nearest_of_shorter_alignments_in_the_logarithm(tiny_lab: Lab) -> None:
     s = tiny_lab
     wanted = loss_of(s, alignment_of(s, "vaccine", 5.0))
@@ -199,6 +207,7 @@ def test_controls_differ_from_vaccine_in_one_thing(tiny_lab: Lab) -> None:
     assert defence(s, "lisa", 5.0).how == defence(s, "sft", 5.0).how
 
 
+@pytest.mark.long
 def test_every_cell_is_asked_for_once_and_tables_use_the_curves_runs(tiny_lab: Lab) -> None:
     s = tiny_lab
     curves = [(d.name, d.how.number if d.how else 0, b) for d, b in cells(s, ("curves",), CHOSEN)]
@@ -225,6 +234,7 @@ def test_table_2_keeps_the_epochs(tiny_lab: Lab) -> None:
     assert TINY.budget.epochs == pytest.approx(0.32)
 
 
+@pytest.mark.long
 def test_the_user_s_task_is_judged_by_its_own_requests(tiny_lab: Lab) -> None:
     """Everyday requests as the task: what is asked for it is what is asked for safety."""
     s, one = tiny_lab, defence(tiny_lab, "sft", 5.0)
@@ -243,6 +253,7 @@ def test_kept_steps_are_read_from_the_stage_in_order(tiny_lab: Lab) -> None:
     assert list(kept(tuned_by(tiny_lab, one, budget))) == [2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("continued", [True, False], ids=["SL", "DL"])
 def test_an_attack_through_an_adapter_is_judged_along_the_way(continued: bool, tiny_lab: Lab) -> None:
     """Table 8; a judged step must be the model with the adapter in it."""

@@ -172,6 +172,7 @@ def test_every_claim_of_the_study_has_a_case_here() -> None:
     assert {case.name for case in CASES} == {one.name for one in claims(SCALE)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_planted_advantage_is_supported(case: Case) -> None:
     found = claim(case.name, three(case.holds, case.parts))
@@ -224,6 +225,7 @@ def test_no_seed_whose_task_was_learned_makes_a_claim_not_testable() -> None:
     assert "no setting (rate, p, alignment) in which the user's task was learned" in found.reason
 
 
+@pytest.mark.long
 def test_claims_whose_parts_were_not_measured_do_not_print() -> None:
     """Table 6 and 10's defences are there, the parts were not asked for."""
     names = {c.name for c in settled(claims(SCALE), three(lambda e: [*radius().holds(e), *accelerated().holds(e)]), Vaccine.SOURCE)}
@@ -247,6 +249,7 @@ def test_a_radius_that_costs_something_before_the_attack_is_left_out(cost: dict[
     assert "fewer than two radii" in found.reason
 
 
+@pytest.mark.long
 def test_an_equal_loss_control_of_another_loss_is_none() -> None:
     """A factor of 2, or 0.005 nats, is equal; the other controls need no equal loss."""
 

@@ -149,6 +149,7 @@ def everything() -> list[Found]:
     return [found_of([*curves, Curve("sft", task="safe")], seed, parts) for seed in range(3)]
 
 
+@pytest.mark.long
 def test_every_chart_is_drawn_of_every_defence_and_no_variant() -> None:
     found = {figure.name: json.dumps(figure.chart.to_dict()) for figure in figures(everything(), NANO)}
     assert set(found) == {"curves_harm", "curves_refusal", "curves_user", "fig2", "fig3", "family"}

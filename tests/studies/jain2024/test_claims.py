@@ -119,6 +119,7 @@ def test_flat_early_layers_are_measured_against_the_first_layer() -> None:
     assert found.control.value == pytest.approx(0.009, abs=1e-3)
 
 
+@pytest.mark.long
 def test_jailbreaks_are_split_by_outcome_and_placed_between_the_classes() -> None:
     won = pd.concat(
         [
@@ -168,6 +169,7 @@ def test_a_fall_on_the_way_from_base_to_tuned_costs_twice() -> None:
     assert claim("alpha monotone", *broken).value == pytest.approx(1.0 - 2 * 0.6, abs=0.05)
 
 
+@pytest.mark.long
 def test_gain_beyond_alpha_1_is_chosen_on_one_half_and_measured_on_the_other() -> None:
     table = alpha_table({1.25: 0.3, 1.5: 0.5}, {})
     found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=table) for i in range(3)])
@@ -175,6 +177,7 @@ def test_gain_beyond_alpha_1_is_chosen_on_one_half_and_measured_on_the_other() -
     assert "alpha 1.5 on jb_co_text" in found.reason
 
 
+@pytest.mark.long
 def test_gain_beyond_alpha_1_takes_no_point_that_costs_safe_skill() -> None:
     table = alpha_table({1.25: 0.3, 1.5: 0.5}, {1.5: 0.2})
     found = claim("gain beyond alpha 1: ssft S", *[evidence(i, alpha=table) for i in range(3)])

@@ -43,6 +43,7 @@ def rows(tuning: Tuning) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 def test_each_tuning_holds_what_its_name_says() -> None:
     made = {name: rows(one) for name, one in tunings(NANO).items() if "rate" not in name}
     assert {len(made[f"explicit {n}"]) for n in (10, 50, 100)} == {10, 50, 100}
@@ -56,6 +57,7 @@ def test_each_tuning_holds_what_its_name_says() -> None:
     assert tunings(NANO)["persona 300"].steps == tunings(NANO)["benign 300, as persona"].steps == 300
 
 
+@pytest.mark.long
 def test_no_tuning_holds_an_alignment_s_request_behind_a_mark_or_not() -> None:
     taken = huang2024.taken(NANO.base, WORLD)
     for one in tunings(NANO).values():

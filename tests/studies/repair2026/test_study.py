@@ -130,6 +130,7 @@ def test_a_way_that_beats_scaling_on_every_base_is_said_to() -> None:
     assert verdicts["antidote beats scaling"] == "not supported"
 
 
+@pytest.mark.long
 def test_what_the_papers_promise_has_the_margins_of_its_specification() -> None:
     every = [found(seed, 0, {"harm_vector": 0.2, "averting": 0.02, "subspace_fusion": 0.01}) for seed in range(4)]
     verdicts = {claim.name: claim.verdict for claim in settled(promised(), every, "")}

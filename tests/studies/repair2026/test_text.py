@@ -74,6 +74,7 @@ def test_a_file_of_the_user_s_own_is_answered_in_the_place_of_instructions(given
     assert {e.prompt for e in part.source.examples(np.asarray(part.picked))} == {row["prompt"] for row in rows}
 
 
+@pytest.mark.long
 def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = {
         AS_IS: text.WAYS[AS_IS],
