@@ -88,7 +88,8 @@ def test_what_is_missing_comes_with_its_command(titer: Titer, monkeypatch: pytes
 
 
 def test_versions_are_those_of_the_packages() -> None:
-    assert machine.version("torch") == torch.__version__
+    told, own = machine.version("torch"), torch.__version__
+    assert told.partition("+")[0] == own.partition("+")[0]  # builds add their kind, such as +cpu; not all in both places
     assert machine.version("no-such-package-at-all") == ""
 
 

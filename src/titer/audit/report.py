@@ -18,6 +18,7 @@ from titer.audit.legends import LEGENDS
 from titer.audit.roles import Audited
 from titer.audit.study import Findings, Question
 from titer.data.sources import TextData
+from titer.judges.refusal import Refusal
 from titer.report.html import Figure, Report, Section, write_report
 
 MOST = 100  # flipped prompts whose answers are shown
@@ -29,6 +30,10 @@ ABOUT = (
     "Measured inside the models: in which layers safe and unsafe prompts separate; where the weight change is and which prompts it acts on "
     "(compared with a random change of equal singular values); how far activations drifted and how far the refusal direction turned "
     "(compared with what noise alone would show).",
+)
+PHRASES = (
+    "Refusals are told by phrases, so one that only hints or changes the subject mostly counts as an answer. --labelled FILE measures "
+    "the judge on answers that people labelled, and corrects the rates."
 )
 BEGUN = (
     "With the answer begun: {} unsafe prompts again, with the first words of a compliant answer already written; the model continues them"
@@ -88,7 +93,8 @@ def about(asked: Question) -> list[str]:
     attacks = [
         f"{(BEGUN if one.name == 'prefill' else ATTACKED).format(len(one.asked))}. Attack: {one.name}, {one.said}." for one in asked.attacks
     ]
-    return [ABOUT[0], *attacks, *ABOUT[1:]]
+    judged = [PHRASES] if isinstance(asked.judge, Refusal) else []
+    return [ABOUT[0], *attacks, ABOUT[1], *judged, *ABOUT[2:]]
 
 
 def _folded(asked: Question, f: Findings) -> dict[str, pd.DataFrame]:
