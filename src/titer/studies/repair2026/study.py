@@ -5,8 +5,9 @@ the refusal direction from the benign one. At the scale "covert" it is broken on
 the model is asked in that code. There the user's task is safe requests in code, and repairs do not know the code. Every repair (an edit of
 the weights) and every guard (a decoder) is tried at six strengths (`ways.py`). Two numbers are compared. The first is the harm left (unsafe
 requests answered) at a strength chosen on a seed that no verdict uses, where at most 2 points of the user's task and of other safe answers
-may be lost. The second is the area: the least harm for each allowed loss from 0 to 10 points, averaged. The control is plain scaling of the
-weight change (WiSE-FT, arXiv 2109.01903). The study also tests what the papers of the guards promise: a value learned from whole answers
+may be lost. The second is the area: the least harm for each allowed loss from 0 to 10 points, averaged. It picks the least on the same
+answers, for scaling too, which flatters a way whose harm is uneven over its strengths. The control is plain scaling of the weight change
+(WiSE-FT, arXiv 2109.01903). The study also tests what the papers of the guards promise: a value learned from whole answers
 that recognises them before they end, dual ascent that reaches its target (arXiv 2304.03081), and a harm vector that removes half of the
 harm (arXiv 2406.11801). What they promise at a price is read at the strength that this price chose on that same seed. titer show NAME
 names the source of each repair and decoder.
