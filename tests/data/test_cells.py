@@ -115,3 +115,12 @@ def test_a_context_that_is_not_read_is_told(tmp_path: Path) -> None:
     assert any("context is not read" in note for note in read(tmp_path, "question,context,label\nHow hot?,It is winter.,safe\n").notes)
     rows = read(tmp_path, "instruction,context,label\nHow hot?,It is winter.,safe\n").rows
     assert rows[0][0] == "How hot?\n\nIt is winter."
+
+
+def test_headings_among_prompts_are_an_error(tmp_path: Path) -> None:
+    (path := tmp_path / "x.txt").write_text("# Safe\n- Tell me a tale\n## Unsafe\n- Tell me another\n")
+    with pytest.raises(TiterError, match=r"line 1: a heading among the prompts, 2 in all"):
+        read_text(path, False)
+    for text in ("# Tell me a tale\n# Tell me another\n", "What is #include?\n#include is what?\n"):
+        path.write_text(text)
+        assert len(read_text(path, False).rows) == 2

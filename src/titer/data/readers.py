@@ -36,6 +36,7 @@ ELSEWHERE = {  # other suffixes -> how to get their rows into a file that can be
 }
 SEPARATOR = re.compile(r"\"?sep=(.)\"?(?:\r\n?|\n)", re.IGNORECASE)  # a first line by which Excel is told of the delimiter
 SHEET_ERRORS = ("#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "#N/A", "#ERROR!", "#SPILL!")
+HEADING = re.compile(r"#{1,6} ")  # of Markdown
 BULLET = re.compile(r"(?:\d{1,4}[.)]|[-*\u2022])\s+(?=\S)")  # before each line of a list
 GAP = re.compile(r"[,\s]*")  # between two values
 BESIDE = re.compile(r"\}\s+\{(?=['\"])")  # between two objects of an array, as numpy prints it
@@ -146,7 +147,7 @@ def records(file: File) -> Iterator[Row]:
 
 def _txt(name: str, text: str) -> Iterator[Row]:
     """One prompt on each line, below a name or none, without the numbers or bullets of a list; or a table, if the first line names
-    columns. Errors: lines with tabs, and no names."""
+    columns. Errors: lines with tabs, and no names; headings among the prompts."""
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     lines = lines[1:] if lines and lines[0][1].lower() in PROMPT else lines
     heads = {mark: lines[0][1].lower().replace(mark, ",") for mark in "\t,;"} if lines else {}
@@ -157,6 +158,12 @@ def _txt(name: str, text: str) -> Iterator[Row]:
         raise TiterError(
             f"{name}: each line has a tab, as in a table",
             next_step="save it as .tsv, with a first line that names the columns (prompt, label).",
+        )
+    headings = [number for number, line in lines if HEADING.match(line)]
+    if 0 < len(headings) < len(lines):
+        raise TiterError(
+            f"{name}, line {headings[0]}: a heading among the prompts, {len(headings)} in all",
+            next_step="remove the lines that begin with #; every other line is a prompt.",
         )
     bare = BULLET if len(lines) > 1 and all(BULLET.match(line) for _, line in lines) else re.compile("")
     return ((f"{name}, line {number}", {"prompt": bare.sub("", line, count=1)}) for number, line in lines)
