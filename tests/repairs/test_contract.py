@@ -122,7 +122,7 @@ def test_shards_and_one_file_hold_the_same(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("name", [name for name in NAMES if KINDS[name]().by_rows])
+@EVERY
 def test_edited_by_rows_it_is_the_same(name: str, maker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = family(tmp_path, MAKERS[maker], KINDS[name].MODELS)
     asked = order(name, tmp_path, models, settings=chosen(name))

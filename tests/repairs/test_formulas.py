@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def test_harm_vector_takes_out_the_largest_of_the_harmful_change(k: float, scope
     assert changed == (math.ceil(k * total) if scope == "global" else sum(math.ceil(k * one.numel()) for one in tau.values()))
 
 
-def test_exactly_so_many_go_where_many_are_of_one_size(tmp_path: Path) -> None:
-    """Every coordinate of the harmful change is of one magnitude: the first of them, in the order of the names, go."""
+def test_exactly_so_many_go_where_many_are_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every coordinate of the harmful change is of one magnitude: the first of them, in the order of the names, go. By rows the same go."""
     models = family(tmp_path)
     lm = load(open_checkpoint(models["aligned"]), "cpu")
     with torch.no_grad():
@@ -77,6 +78,10 @@ def test_exactly_so_many_go_where_many_are_of_one_size(tmp_path: Path) -> None:
     assert sum(changed.values()) == math.ceil(0.3 * total)
     partly = [n for n, count in changed.items() if 0 < count < found[n].numel()]
     assert len(partly) <= 1
+    monkeypatch.setattr("titer.models.weights.BLOCK", 40)
+    asked = order("harm_vector", tmp_path, {**models, "harmful": str(tmp_path / "harmful")}, settings={"k": 0.3, "strength": 1.0})
+    _, (rows,) = run(replace(asked, to=tmp_path / "rows"))
+    assert all(torch.equal(rows.weight(n), found[n]) for n in found)
 
 
 def test_the_whole_harmful_change_of_the_harmful_model_is_the_way_back_bit_for_bit(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.compatible import FAMILY, comparable, configured_apart, unused_tensors
 from titer.models.edited import floating, stored_as, write_adapter, write_edited, written_bytes
 from titer.models.fetch import resolve
-from titer.models.weights import BLOCK, DIFFER, blocks, check_fits, difference, lacking
+from titer.models.weights import BLOCK, DIFFER, check_fits, difference, lacking
 from titer.pipeline import Reporter
 from titer.repairs.base import TUNED, Others, Reading, Repair
 
@@ -65,14 +65,15 @@ class Planned:
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
-        apart = repair.by_rows and not any(one.gguf or one.quantised or one.changes for one in self.models.values())
-        at_once = min(largest, 4 * BLOCK) if apart else largest
-        whole = 4 * sum(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
+        apart = not any(one.gguf or one.quantised or one.changes for one in self.models.values())
+        whole = [*repair.whole(Reading(self.models))] if apart else [*self.tuned.files]
+        at_once = max([min(largest, 4 * BLOCK), *(4 * prod(self.tuned.shape(name)[0]) for name in whole)])
+        model = 4 * sum(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
         return {
             "folders": {str(to): stands(to, self.key(one)) for to, one in self.repairs.items()},
             "reads": sizes,
             "writes": 0 if self.adapter else sizes[TUNED] * len(self.repairs),
-            "memory": max(repair.HOLDS * whole, int(2e9 * self.order.shard) + largest + at_once * (len(self.models) + 4)) + OWN,
+            "memory": max(repair.HOLDS * model, int(2e9 * self.order.shard) + largest + at_once * (len(self.models) + 4)) + OWN,
             "adapter": self.adapter,
             "notes": self.notes,
         }
@@ -252,14 +253,15 @@ def _record(plan: Planned, repair: Repair) -> dict[str, Any]:
 @torch.no_grad()
 def _write(plan: Planned, repair: Repair, shown: Reporter, folder: Path) -> None:
     tuned = plan.tuned
-    state = repair.prepare(Reading(plan.models, plan.data, shown.task, shown.tell))
+    reading = Reading(plan.models, plan.data, shown.task, shown.tell)
+    whole, state = {*repair.whole(reading)}, repair.prepare(reading)
     progress = shown.task(f"repairing {tuned.label}")
     names = sorted(tuned.changes) if plan.adapter else floating(tuned)
     others = {role: one for role, one in plan.models.items() if role != TUNED}
 
     def value(name: str) -> torch.Tensor:
         progress(names.index(name) + 1, len(names))
-        parts = [*blocks((tuned, *others.values()), name)] if repair.by_rows else [None]
+        parts = [None] if name in whole else [*reading.blocks(name)]
         if parts == [None]:
             return edited(name, None)
         found = torch.empty(tuned.shape(name)[0], dtype=stored_as(tuned, name))

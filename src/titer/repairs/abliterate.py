@@ -8,7 +8,7 @@ variants). Source: arXiv 2406.11717, sections 2.3 and 4.1, which also edits the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -44,6 +44,9 @@ class Abliterate(Repair):
 
     def check(self, r: Reading) -> None:
         r.check_direction(self._writers(r), self.layer)
+
+    def whole(self, r: Reading) -> Collection[str]:
+        return self._writers(r)
 
     def prepare(self, r: Reading) -> State:
         return {"writers": self._writers(r), "direction": self._direction(r)}

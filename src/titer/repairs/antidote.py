@@ -7,7 +7,7 @@ would prune something else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -39,6 +39,9 @@ class Antidote(Repair):
 
     def check(self, r: Reading) -> None:
         _ = r.matrices
+
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.matrices
 
     def prepare(self, r: Reading) -> State:
         """Returns the state `norms`: weight of a block's Linear -> the norms (inputs,) of its inputs. Errors: a norm is not finite."""

@@ -24,6 +24,7 @@ from titer.core.run import Tell, quiet
 from titer.data.example import Batch
 from titer.data.shapes import Need
 from titer.data.sources import TextData
+from titer.models import weights
 from titer.models.blocks import transposed
 from titer.models.checkpoint import Checkpoint
 from titer.models.edited import floating
@@ -36,14 +37,15 @@ TUNED = "tuned"  # the role of the model that is repaired
 
 
 class Others(dict[str, torch.Tensor]):
-    """A mapping of role -> one parameter of the model in that role. The parameter is read from disk on each access and not kept."""
+    """A mapping of role -> one parameter of the model in that role. The parameter, or its `rows` alone, is read from disk on
+    each access and not kept."""
 
     def __init__(self, models: Mapping[str, Checkpoint], name: str, rows: slice | None = None) -> None:
         super().__init__()
-        self._models, self._name, self._rows = models, name, rows
+        self._models, self._name, self.rows = models, name, rows
 
     def __missing__(self, role: str) -> torch.Tensor:
-        return self._models[role].weight(self._name, self._rows)
+        return self._models[role].weight(self._name, self.rows)
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,12 @@ class Reading:
                 f"there is no layer {layer}: {self.tuned.label} has {self.sites.layers} layers", expected=f"-1 to {self.sites.layers - 1}"
             )
 
-    def weight(self, role: str, name: str) -> torch.Tensor:
-        return self.models[role].weight(name)
+    def weight(self, role: str, name: str, rows: slice | None = None) -> torch.Tensor:
+        return self.models[role].weight(name, rows)
+
+    def blocks(self, name: str) -> Iterator[slice | None]:
+        """Yields the rows of a parameter that are edited at once, if it need not be edited whole; None for all (see `weights.blocks`)."""
+        return weights.blocks((self.tuned, *self.models.values()), name)
 
     def others(self, name: str) -> Others:
         """Returns the parameter `name` of every model, by role."""
@@ -147,11 +153,10 @@ class Repair(Record):
         """Called once; returns what the edits need to know about the whole model. Errors: weights or data that it cannot work with."""
         return {}
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether some rows of an edited parameter follow from the same rows of the models alone. A large parameter is then edited a few
-        rows at a time, in little memory."""
-        return False
+    def whole(self, r: Reading) -> Collection[str]:
+        """Returns the parameters to be edited whole. In the others, rows follow from the same rows of the models alone; if large, these are
+        edited a few rows at a time, in little memory. Called before `prepare`; reads no weight."""
+        return r.names
 
     @abstractmethod
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:

@@ -10,7 +10,7 @@ Source: arXiv 2406.11801 (Safety Arithmetic), equations 1 to 6; trimming: arXiv 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -39,21 +39,26 @@ class HarmVector(Repair):
     def check(self, r: Reading) -> None:
         r.layered(self.layers)
 
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.layered(self.layers) if self.scope == "tensor" and self.k < 1 else ()
+
     def prepare(self, r: Reading) -> State:
         chosen = r.layered(self.layers)
         if self.scope == "tensor" or self.k == 1:
             return {"chosen": frozenset(chosen)}
+        places = [(name, rows) for name in chosen for rows in r.blocks(name)]
 
         def changes() -> Iterator[torch.Tensor]:
-            return (r.weight("harmful", name) - r.weight("aligned", name) for name in chosen)
+            return (r.weight("harmful", *place) - r.weight("aligned", *place) for place in places)
 
-        # the threshold over all parameters, and how many coordinates exactly at it each parameter keeps
+        # the threshold over all parameters; if some coordinates exactly at it are dropped, how many are kept, by parameter and first row
         total = sum(math.prod(r.tuned.shape(name)[0]) for name in chosen)
         bits, left, there = cut(changes, math.ceil(self.k * total))
-        ties = dict.fromkeys(chosen, there)
-        for name, change in zip(chosen, changes() if left < there else (), strict=False):  # some coordinates at the threshold are dropped
-            ties[name] = min(left, int((magnitudes(change) == bits).sum()))
-            left -= ties[name]
+        ties: dict[str, dict[int, int]] = {}
+        for (name, rows), change in zip(places, changes() if left < there else (), strict=False):
+            taken = min(left, int((magnitudes(change) == bits).sum()))
+            ties.setdefault(name, {})[rows.start if rows else 0] = taken
+            left -= taken
         return {"chosen": frozenset(chosen), "bits": bits, "ties": ties}
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
@@ -62,7 +67,9 @@ class HarmVector(Repair):
         harmful, aligned = others["harmful"], others["aligned"]
         mask = torch.ones_like(tuned, dtype=torch.bool)
         if "bits" in state:
-            mask = kept(harmful - aligned, state["bits"], state["ties"][name])
+            rows: slice | None = getattr(others, "rows", None)
+            ties = state["ties"].get(name, {0: tuned.numel()})
+            mask = kept(harmful - aligned, state["bits"], ties[rows.start] if rows and len(ties) > 1 else sum(ties.values()))
         elif self.k < 1:
             change = harmful - aligned
             mask = kept(change, *cut(lambda: [change], math.ceil(self.k * change.numel()))[:2])

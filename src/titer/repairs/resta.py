@@ -8,14 +8,14 @@ Source: arXiv 2402.11746 (RESTA, RESTA with DARE); DARE: arXiv 2311.03099.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 
 from titer.models.edits import dropped
-from titer.repairs.base import Repair, State
+from titer.repairs.base import Reading, Repair, State
 
 
 class Resta(Repair):
@@ -31,9 +31,8 @@ class Resta(Repair):
     drop: float = Field(default=0.0, ge=0, lt=1, description="share of the tuning's change that is dropped (DARE); 0: none")
     seed: int = Field(default=0, ge=0, description="seed of which coordinates are dropped")
 
-    @property
-    def by_rows(self) -> bool:
-        return self.drop == 0
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.names if self.drop else ()
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         if self.gamma == 0 and self.drop == 0:

@@ -7,7 +7,7 @@ back. `titer audit` says which part lost the refusals. Source: arXiv 2407.10264,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -44,9 +44,8 @@ class Restore(Repair):
     def _names(self, r: Reading) -> set[str]:
         return {name for name in r.layered(self.layers) if self.part in ("all", r.sites.part(name))}
 
-    @property
-    def by_rows(self) -> bool:
-        return True
+    def whole(self, r: Reading) -> Collection[str]:
+        return ()
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         return torch.lerp(tuned, others["aligned"], self.share) if name in state["names"] else tuned

@@ -7,7 +7,7 @@ model theta_t stays as it is. `titer audit` says whether a tuning lost its refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -40,6 +40,9 @@ class RestoreDirection(Repair):
 
     def check(self, r: Reading) -> None:
         r.check_direction(r.sites.writers, self.layer)
+
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.sites.writers
 
     def prepare(self, r: Reading) -> State:
         chosen = set(r.layered(self.layers))

@@ -7,7 +7,7 @@ dW = W_tuned - W_aligned becomes C dW.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -37,6 +37,9 @@ class SafeLoRA(Repair):
 
     def check(self, r: Reading) -> None:
         _ = r.matrices
+
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.matrices
 
     def prepare(self, r: Reading) -> State:
         """Returns the state `chosen`: weight of a Linear to project -> whether it is stored as (inputs, outputs)."""

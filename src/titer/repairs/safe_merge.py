@@ -8,7 +8,7 @@ Source: arXiv 2503.17239 (SafeMERGE) and its official code (linear merge, tau 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,9 @@ class SafeMerge(Repair):
 
     def check(self, r: Reading) -> None:
         _ = r.matrices
+
+    def whole(self, r: Reading) -> Collection[str]:
+        return r.matrices  # `prepare` reads them whole
 
     def prepare(self, r: Reading) -> State:
         chosen = set()

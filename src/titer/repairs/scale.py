@@ -6,13 +6,13 @@ on the aligned model, B is scaled. Source: interpolation of weights, arXiv 2203.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 
-from titer.repairs.base import Repair, State
+from titer.repairs.base import Reading, Repair, State
 
 
 class Scale(Repair):
@@ -27,9 +27,8 @@ class Scale(Repair):
 
     c: float = Field(default=0.5, ge=0, le=2, description="share of the change that is kept; above 1 it is extrapolated")
 
-    @property
-    def by_rows(self) -> bool:
-        return True
+    def whole(self, r: Reading) -> Collection[str]:
+        return ()
 
     def edited(self, name: str, tuned: torch.Tensor, others: Mapping[str, torch.Tensor], state: State) -> torch.Tensor:
         return torch.lerp(others["aligned"], tuned, self.c)
