@@ -56,7 +56,7 @@ def file_trouble(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-ROOM, RIGHT = "make room, or give another folder with --runs", "give another folder with --runs"
+ROOM, RIGHT = "make room, or give another folder with --runs or --to", "give another folder with --runs or --to"
 KNOWN = {  # error code of the system -> what it means, what to do about it
     errno.ENOSPC: ("the disk is full", ROOM),
     errno.EDQUOT: ("the disk quota is used up", ROOM),
