@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from tests.data.naive import NANO
 from titer.core.errors import TiterError
@@ -125,3 +128,12 @@ def test_the_indices_are_the_callers(tokenizer: Any) -> None:
 def test_nothing_padded_needs_no_mask(tokenizer: Any) -> None:
     batch = encode(tokenizer, ["a", "b"], ["c", "d"], np.arange(2))
     assert (batch.attention_mask, batch.position_ids) == (None, None)
+
+
+def test_a_tokenizer_without_its_token_for_unknown_words_is_an_error() -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="[UNK]")), eos_token="a")
+    assert prompt_ids(bare, ["a"]) == [[0]]
+    with pytest.raises(TiterError, match=r"the tokenizer cannot read a text: Exception: WordLevel error.*unk_token"):
+        prompt_ids(bare, ["b"])
+    with pytest.raises(TiterError, match="cannot read a text"):
+        answer_ids(bare, ["b"])

@@ -45,7 +45,8 @@ def prompt_text(tokenizer: Any, prompt: str) -> str:
 def prompt_ids(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> list[list[int]]:
     """Returns each prompt's token ids, written with the chat template unless `raw`. No special token is added twice."""
     written = prompt_texts(tokenizer, prompts, raw)
-    ids: list[list[int]] = tokenizer(written, add_special_tokens=raw or not templated(tokenizer))["input_ids"] if written else []
+    special = raw or not templated(tokenizer)
+    ids: list[list[int]] = _encoded(tokenizer, written, add_special_tokens=special)["input_ids"] if written else []
     return _embedded(tokenizer, ids, prompts)
 
 
@@ -73,8 +74,19 @@ def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw:
     begun = [thoughts.empty(mark) if mark else before for mark in marks]
     pairs = zip(begun, answers, strict=True)
     texts = [f"{lead}{answer}" if answer and not thoughts.OPENS.match(answer) else answer for lead, answer in pairs]
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    found: list[list[int]] = _encoded(tokenizer, texts, add_special_tokens=False)["input_ids"]
     return found
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], **how: bool) -> Any:
+    """Returns what a tokenizer makes of texts. Errors: it cannot read one; for example, it lacks its own token for unknown words."""
+    try:
+        return tokenizer(list(texts), **how)
+    except Exception as error:  # noqa: BLE001  tokenizers raises a bare Exception
+        raise TiterError(
+            f"the tokenizer cannot read a text: {visible(f'{type(error).__name__}: {error}', 200)}",
+            next_step="correct its tokenizer.json, such as the token for unknown words (unk_token).",
+        ) from None
 
 
 def _before(tokenizer: Any) -> str:
@@ -91,10 +103,10 @@ def end_id(tokenizer: Any) -> int | None:
 
 def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]]:
     """Returns the token ids that each text has after `head`; if a token would span the boundary, those of the text encoded alone."""
-    alone: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    alone: list[list[int]] = _encoded(tokenizer, texts, add_special_tokens=False)["input_ids"]
     if not head:
         return alone
-    first, *whole = tokenizer([head, *(head + text for text in texts)], add_special_tokens=False)["input_ids"]
+    first, *whole = _encoded(tokenizer, [head, *(head + text for text in texts)], add_special_tokens=False)["input_ids"]
     return [row[len(first) :] if row[: len(first)] == first else own for row, own in zip(whole, alone, strict=True)]
 
 
@@ -238,7 +250,7 @@ def _fitted(tokenizer: Any, prompt: str, whole: int, tail: list[int], longest: i
 def _anchored(tokenizer: Any, said: Sequence[Turn]) -> tuple[list[int], tuple[int, int]]:
     """Returns a prompt's ids and (how many of them stand before, how many after the last request's own text), by character offsets."""
     text, request = prompt_text(tokenizer, written(said)), said[-1].content.strip()
-    found = tokenizer([text], add_special_tokens=not templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
+    found = _encoded(tokenizer, [text], add_special_tokens=not templated(tokenizer), return_offsets_mapping=tokenizer.is_fast)
     ids, start = found["input_ids"][0], text.rfind(request)
     if not tokenizer.is_fast or start < 0:
         return ids, (0, 0)
