@@ -22,13 +22,16 @@ def greedy(world: World) -> Decoding:
 
 def outcomes(lm: LM, sets: Mapping[str, Sequence[Attempt]], decoding: Decoding, batch: int = 1024) -> pd.DataFrame:
     """Asks a model every set and judges the answers. Returns a row per attempt: kind (the set), input (its place in the set), outcome
-    (complied, refused, neither)."""
+    (complied, refused, neither), and answer and ended, from which the outcome can be judged again."""
     everything = [attempt for attempts in sets.values() for attempt in attempts]
     found = evaluate.judged(evaluate.sample(lm, everything, decoding, batch), Exact())
     kinds = [kind for kind, attempts in sets.items() for _ in attempts]
     places = [i for attempts in sets.values() for i in range(len(attempts))]
     plain = found.outcome.where(found.outcome.isin(["complied", "refused"]), "neither")
-    return pd.DataFrame({"kind": kinds, "input": places, "outcome": plain.to_numpy()})
+    found = found.rename(columns={"completion": "answer"})
+    return found[["answer", "ended"]].assign(kind=kinds, input=places, outcome=plain.to_numpy())[
+        ["kind", "input", "outcome", "answer", "ended"]
+    ]
 
 
 def beside_answered(found: Found, model: str, kind: str) -> str:

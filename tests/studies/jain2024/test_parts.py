@@ -16,8 +16,9 @@ from tests.studies.jain2024.golden import FILE, numbers
 from titer.core import parallel
 from titer.core.errors import TiterError
 from titer.core.run import Store
+from titer.judges.exact import Exact
 from titer.models.interpolate import distance, weights_of
-from titer.models.lm import load
+from titer.models.lm import Completion, load
 from titer.recipes.jain2024 import METHODS, Scale
 from titer.studies.engine.claims import settled
 from titer.studies.engine.found import Found
@@ -49,6 +50,16 @@ def test_every_claim_is_computed_from_what_was_measured(study: Study) -> None:
         assert study.found.has(*row.needs), row.name
         if not (row.unless and row.unless(study.found)):
             assert math.isfinite(row.net(study.found)) or "log2" in row.statistic, row.name
+
+
+@pytest.mark.parametrize("part", ["alpha", "steering", "patching", "soft"])
+def test_the_answers_of_interventions_are_kept_and_judge_to_their_outcomes(study: Study, part: str) -> None:
+    table = study.found.table(part)
+    sets = requests_of(study.lab).sets
+    examples = [sets[kind if kind in sets else "unsafe"][i].example for kind, i in zip(table.kind, table.input, strict=True)]
+    kept = [Completion(text, bool(ended), 0) for text, ended in zip(table.answer, table.ended, strict=True)]
+    again = [Exact().judge(example, completion).outcome for example, completion in zip(examples, kept, strict=True)]
+    assert [said if said in ("complied", "refused") else "neither" for said in again] == table.outcome.tolist()
 
 
 def test_golden(study: Study) -> None:

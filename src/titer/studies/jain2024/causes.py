@@ -23,7 +23,7 @@ from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, requests_of
 from titer.studies.judged import outcomes
 
-VERSION = 1
+VERSION = 2  # 2: the answers are kept
 PATCHED = ("mlp_in", "mlp_act")
 
 

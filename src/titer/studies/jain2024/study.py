@@ -137,7 +137,7 @@ def _measures(lab: Seed) -> list[Measure]:
 
     return [
         Measure("placement", probing.placements, [("base",), *others, *scaled], placement.VERSION, asked.probes),
-        Measure("probed", probed, [(name,) for name in MEDIUM], 1, asked.probed(*JAILBREAKS)),
+        Measure("probed", probed, [(name,) for name in MEDIUM], 2, asked.probed(*JAILBREAKS)),
         Measure("spread", probing.spreads, [("base",), *others, *scaled], spread.VERSION, two),
         Measure("null", probing.of_weights(null_space.null_space), [*others, *scaled], null_space.VERSION),
         Measure("subspaces", probing.shares, [*others, *scaled], subspaces.VERSION, asked.probed("unsafe")),

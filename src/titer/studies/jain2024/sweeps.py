@@ -19,7 +19,7 @@ from titer.studies.engine.declare import Seed
 from titer.studies.jain2024.subject import CLASSES, SWEPT, requests_of
 from titer.studies.judged import outcomes
 
-VERSION = 1
+VERSION = 2  # 2: the answers are kept
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 ADDED = (0.25, 0.5)
 TO = "ssft M"
