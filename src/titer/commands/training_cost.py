@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -47,12 +48,25 @@ def _stem(method: Method) -> str:
     return type(method).__module__.rsplit(".", 1)[-1]
 
 
-def priced(stage: Stage, start: Checkpoint) -> str:
-    """Says what a stage costs: tokens, operations, and minutes at this machine's speed, which a short matrix product shows."""
+class Training(NamedTuple):
+    """The size of a training: mean tokens of an example, tokens in all, and floating-point operations."""
+
+    width: float
+    tokens: float
+    flop: float
+
+
+def training(stage: Stage, start: Checkpoint) -> Training:
+    """Returns the size of a stage that starts from a model."""
     width = _width(stage, start)
     tokens = stage.steps * stage.batch * stage.accumulation * rows(stage.method) * width
     cost = passes(stage.method) - (stage.adapter is not None)  # an adapter alone: the frozen weights need no gradient
-    flop = 2.0 * size(start) * cost * tokens
+    return Training(width, tokens, 2.0 * size(start) * cost * tokens)
+
+
+def priced(stage: Stage, start: Checkpoint) -> str:
+    """Says what a stage costs: tokens, operations, and minutes at this machine's speed, which a short matrix product shows."""
+    _, tokens, flop = training(stage, start)
     return f"about {tokens / 1e3:.0f} thousand tokens, {flop:.1e} FLOP: {minutes(flop / reached())} at this machine's present speed"
 
 
@@ -80,11 +94,14 @@ def speed() -> float:
 
 
 def _width(stage: Stage, start: Checkpoint) -> float:
-    """Returns the mean number of tokens of a training example, over the first rows of each part of the streams."""
-    reader, lengths = read_tokenizer(start), list[int]()
+    """Returns the mean number of tokens of a training example, estimated from the first rows of each part of the streams."""
+    reader, total, count = read_tokenizer(start), 0.0, 0
     for part in (part for stream in stage.streams.values() for part in stream.parts):
-        picked = [part.source.rows[i] for i in (part.picked or ())[:LOOKED_AT]]
+        examples = part.picked or ()
+        picked = [part.source.rows[i] for i in examples[:LOOKED_AT]]
         heads, tails = prompt_ids(reader, [row[0] for row in picked]), answer_ids(reader, [row[PLACES[part.answer]] for row in picked])
         longest = getattr(part.source, "longest", None)
-        lengths += [min(len(head) + len(tail), longest or len(head) + len(tail)) for head, tail in zip(heads, tails, strict=True)]
-    return sum(lengths) / max(1, len(lengths))
+        lengths = [min(len(head) + len(tail), longest or len(head) + len(tail)) for head, tail in zip(heads, tails, strict=True)]
+        total += sum(lengths) / max(1, len(lengths)) * len(examples)
+        count += len(examples)
+    return total / max(1, count)

@@ -27,6 +27,7 @@ from titer.studies.engine.declare import Given, Study
 from titer.studies.engine.lab import on_text
 from titer.studies.engine.price import price
 from titer.studies.engine.run import labs_of, opened, run_study
+from titer.studies.engine.text_price import text_price
 from titer.studies.huang2024.defences import CORE, EQUAL, FAMILY
 from titer.studies.request import StudyRequest, SweepRequest
 
@@ -47,7 +48,7 @@ class Declared:
         if self.order.given is None:
             return dict(zip(("plan", "summary"), price(self.order, store, self.scale), strict=True))
         lab = labs_of(self.order, self.study, self.scale, Pipeline(store, Silent()))[0]
-        return self.study.cost(lab, lab.nodes, self.order.flops or reached())
+        return text_price(lab, self.order.flops or reached())
 
     def run(self, store: Store, reporter: Reporter, command: str) -> tuple[Path, str]:
         """Runs the study. Returns the path of the report and its answer in a sentence."""

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.studies.conftest import Listener
-from tests.studies.huang2024_text.conftest import TINY, byte_tokenizer
+from tests.studies.huang2024_text.conftest import TINY
 from titer import cli
 from titer.core.errors import TiterError
 from titer.core.run import Store
@@ -26,11 +26,13 @@ from titer.models.weights import shapes_of
 from titer.pipeline import Model, Pipeline
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
+from titer.recipes.vaccine_text import TextScale
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import labs_of, run_study
+from titer.studies.engine.text_price import text_price
 from titer.studies.huang2024 import text_sets as study
-from titer.studies.huang2024.text import BANDS, TITLES, VaccineOnText, text_cost
+from titer.studies.huang2024.text import BANDS, TITLES, VaccineOnText
 from titer.studies.prepare import prepared
 from titer.studies.request import StudyRequest
 from titer.studies.shares import shares
@@ -214,9 +216,9 @@ def test_with_a_file_of_ones_own_alignment_stands_and_harm_is_the_unsafe_prompts
     assert "a share p of them rows of own.jsonl" in other.page.read_text(encoding="utf-8")
 
 
-def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model) -> None:
-    sets, tokenizer = study.text_sets(folder, base, TINY), byte_tokenizer()
-    cost = text_cost(base, sets, TINY, flops=1e9)
+def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model, tmp_path: Path) -> None:
+    lab = priced(TINY, folder, base, tmp_path)
+    sets, cost = lab.source, text_price(lab, flops=1e9)
 
     def length(stage: recipe.Stage) -> float:
         pairs = [
@@ -227,25 +229,33 @@ def test_the_dry_run_counts_what_would_be_done(folder: Path, base: Model) -> Non
         return float(np.mean([len(p.encode()) + len(str(a).encode()) + 1 for p, a in pairs]))
 
     aligning = length(recipe.align(TINY, SFT(), "a", sets.safe, sets.canary))
-    using = length(recipe.user(TINY, sets.task, sets.harmful, 0.2))
+    using = {ratio: length(recipe.user(TINY, sets.task, sets.harmful, ratio)) for ratio in TINY.ratios}
     weights = sum(int(np.prod(shape)) for shape, _ in shapes_of(base.checkpoint).values())
     # a LoRA step passes forward and backward through the activations; Vaccine does it twice; 4 and 2 steps
-    training = 2 * weights * (4 * 4 * aligning * (2 + 4) + 4 * 2 * 5 * using * 2)
+    training = 2 * weights * (4 * 4 * aligning * (2 + 4) + 2 * 2 * 5 * sum(using.values()) * 2)
     read = sum(len(e.prompt.encode()) for examples in sets.judged.values() for e in examples)
     read += 2 * sum(len(e.prompt.encode()) for e in sets.judged["canary"])  # prefilled and sampled
-    answering = 2 * weights * 7 * (read + 42 * 3)
-    assert cost["alignments"] == f"2 (SFT, Vaccine), 4 steps of 4, {aligning:.0f} tokens an example"
-    assert cost["user's fine-tunings"] == f"4, 2 steps of 5, {using:.0f} tokens an example"
-    assert cost["answers judged"] == "294, at most 882 new tokens"
+    asked = {one.name: len(one.attempts) * (one.decoding or lab.decoding).max_new_tokens for one in lab.questions}
+    answering = 2 * weights * 7 * (read + sum(asked.values()))
+    for name in ("sft", "vaccine"):
+        assert f"{name} (4 steps of 4, {aligning:.0f} tokens an example)" in str(cost["trainings"])
+        for ratio, width in using.items():
+            assert f"{name}, user p={ratio:g} (2 steps of 5, {width:.0f} tokens an example)" in str(cost["trainings"])
+    assert cost["answers judged"] == f"294, at most {7 * sum(asked.values())} new tokens"
     assert cost["training"] == f"{training:.2e} FLOP"
     assert cost["answering"] == f"at most {answering:.2e} FLOP"
-    assert cost["hours"] == f"{training / 1e9 / 3600:.1f} of training, {answering / 1e9 / 3600:.1f} of answering, at 1.0e+09 FLOP/s"
+    hours = f"{training / 1e9 / 3600:.2f} of training, at most {answering / 1e9 / 3600:.2f} of answering, at 1.0e+09 FLOP/s"
+    assert cost["hours"] == hours
     assert cost["data"] == "; ".join(sets.notes)
-    assert len(tokenizer) == 257
     assert "expected" not in cost
-    paper = text_cost(base, sets, TINY.model_copy(update={"name": recipe.PAPER.name, "align_epochs": 4000.0}), 1e9)  # 17,000 steps
+    paper = text_price(priced(TINY.model_copy(update={"name": recipe.PAPER.name, "align_epochs": 4000.0}), folder, base, tmp_path), 1e9)
     assert paper["expected"] == "; ".join(BANDS)
     assert str(paper["training by the paper's step times"]).startswith(f"{(17008 * 0.09 + 17000 * 0.17) / 3600:.1f} hours on an H100")
+
+
+def priced(scale: TextScale, folder: Path, base: Model, root: Path) -> Lab:
+    """The study's only seed, nothing made."""
+    return Lab(Pipeline(Store(root), Listener(), 3), VaccineOnText(), "huang2024", scale, 0, Given(base, folder, None))
 
 
 def test_the_papers_numbers_are_the_papers() -> None:

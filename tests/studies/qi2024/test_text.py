@@ -22,6 +22,7 @@ from titer.recipes import vaccine_text
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import place_of, run_study
+from titer.studies.engine.text_price import text_price
 from titer.studies.qi2024.text import RiskLevelsOnText
 from titer.studies.qi2024.text_scale import PAPER, TRIGGER, RiskScale, Schedule, tuning
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, shared_opening, tunings
@@ -213,8 +214,8 @@ def test_the_whole_leaves_a_report_and_is_found_again(folder: Path, base: Model,
     assert not again.made
     weights_go_and_come_back(given, store, page, results)
     lab = lab_of(store, given)
-    cost = STUDY.cost(lab, lab.nodes, 1e12)
-    assert "explicit 2 (1 steps of 2)" in str(cost["tunings"])
+    cost = text_price(lab, 1e12)
+    assert "explicit 2 (1 steps of 2, " in str(cost["trainings"])
     assert "hours" in cost
 
 

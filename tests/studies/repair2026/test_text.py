@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from titer.repairs.scale import Scale as Scaling
 from titer.studies.engine.declare import Given
 from titer.studies.engine.lab import Lab
 from titer.studies.engine.run import run_study
+from titer.studies.engine.text_price import text_price
 from titer.studies.repair2026 import text
 from titer.studies.repair2026.text import BROKEN, MENDED, RepairScale, RepairsOnText, repair_sets
 from titer.studies.repair2026.ways import AS_IS, CONTROL, Way
@@ -116,9 +118,11 @@ def test_the_whole_leaves_a_report_and_is_found_again(given: Given, tmp_path: Pa
     lab = Lab(Pipeline(again, Listener(), 3), RepairsOnText(), "repair2026", SCALE, 0, given)
     assert lab.measures
     assert not any(lab.spoken(name) for name in lab.names)  # no place measures the repairs with its one thread
-    cost = RepairsOnText().cost(lab, lab.nodes, 9e10)
-    assert "tuned (2 steps of 4, already trained)" in str(cost["trainings"])
-    assert str(cost["minutes"]).endswith(" at 9.0e+10 FLOP/s")
+    cost = text_price(lab, 9e10)
+    assert re.search(r"tuned \(2 steps of 4, \d+ tokens an example, already trained\)", str(cost["trainings"]))
+    assert str(cost["hours"]).endswith(" at 9.0e+10 FLOP/s")
+    models = len(lab.names) + len(points)
+    assert str(cost["answers judged"]).startswith(f"{models * sum(len(one.attempts) for one in lab.questions)}, ")
 
 
 def test_the_repair_called_the_best_is_chosen_on_the_half_that_it_is_not_reported_on() -> None:

@@ -249,9 +249,13 @@ class Study(ABC):
         """Returns what one seed's examples are drawn from; by default its synthetic world."""
         return scale.world.model_copy(update={"seed": seed})
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
-        """Estimates what a run on a real model would cost. Errors: the study cannot estimate it."""
-        raise TiterError(f"{type(self).__name__} does not say what it would cost on a real model", next_step="leave out --dry-run.")
+    def edited_models(self, lab: Seed) -> int:
+        """Returns how many edited models the measures ask every question, for the cost of a run on a real model."""
+        return 0
+
+    def foreseen(self, lab: Seed) -> Mapping[str, object]:
+        """Returns what a dry run on a real model also says, by name: settings, the paper's own times, what is to be expected."""
+        return {}
 
     def further(self, lab: Seed) -> Iterator[Sequence[Node]]:
         """Yields further models in batches. Each batch is made before the next is requested, so it may depend on earlier results."""

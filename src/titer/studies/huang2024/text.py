@@ -14,14 +14,11 @@ from types import MappingProxyType
 import pandas as pd
 
 from titer import tables
-from titer.commands.decoding import size
-from titer.data.encode import answer_ids, prompt_ids
-from titer.data.example import Stream
 from titer.judges.refusal import Refusal
 from titer.methods.base import Method
 from titer.methods.sft import SFT
 from titer.methods.vaccine import Vaccine
-from titer.models.lm import Decoding, read_tokenizer
+from titer.models.lm import Decoding
 from titer.pipeline import Model
 from titer.probes import drift
 from titer.recipes import vaccine_text as recipe
@@ -50,7 +47,6 @@ COLOURS = dict(
     zip(TITLES.values(), ("#c0392b", "#c0392b", "#c0392b", "#b04a7d", "#b04a7d", "#b04a7d", "#e08a1e", "#2f6fb0", "#1b7f4d"), strict=True)
 )
 ABOUT = "Shares with Wilson intervals. Canaries stand for harm: alignment taught the model to refuse them, and a user's data may contain some that are answered."
-LORA, LORA_VACCINE = 2.0, 4.0  # cost per trained token in forward passes: only the adapter has weight gradients
 STEP_TIMES = (("an H100, OPT 6.7B, table 11", 0.09, 0.17), ("an A100, Llama-2 7B, table 5", 0.37, 0.73))  # of 5 rows: SFT's, Vaccine's, s
 BANDS = (  # section 9.2 of the specification: expectations for Llama-2 7B, SST-2, n = 1,000, not gates
     "alignment loss at most 0.02 for both",
@@ -102,8 +98,15 @@ class VaccineOnText(Study):
     def page(self, found: Sequence[Found], scale: TextScale) -> Page:
         return page(found[0], scale)
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
-        return text_cost(lab.model(BASE), lab.source, lab.scale, flops)
+    def foreseen(self, lab: Seed) -> Mapping[str, object]:
+        """Returns where the adapter's settings come from; at the paper's scale also its step times and the ranges to expect."""
+        steps, scale = {name: node.stage.steps for name, node in lab.nodes.items()}, lab.scale
+        found = {"adapter": adapter_line(scale)}
+        if scale.name == recipe.PAPER.name:
+            perturbed, plain = steps["vaccine"], sum(steps.values()) - steps["vaccine"]
+            times = (f"{(plain * sft + perturbed * vaccine) / 3600:.1f} hours on {where}" for where, sft, vaccine in STEP_TIMES)
+            found |= {"training by the paper's step times": "; ".join(times), "expected": "; ".join(BANDS)}
+        return found
 
 
 def answer(t: pd.DataFrame, sets: TextSets, scale: TextScale) -> str:
@@ -145,55 +148,3 @@ def page(found: Found, scale: TextScale) -> Page:
         notes=sets.notes,
         provenance={f"data {data.name}, sha256": data.sha256 for data in (sets.safe, sets.canary.marked, sets.harmful, sets.task)},
     )
-
-
-def text_cost(base: Model, sets: TextSets, scale: TextScale, flops: float) -> dict[str, object]:
-    """Returns a run's cost: steps, tokens, operations, hours, memory, disk; notes on the data; at the paper's scale, the expected
-    ranges."""
-    weights, tokenizer = size(base.checkpoint), read_tokenizer(base.checkpoint)
-    aligning = recipe.align(scale, SFT(), "sft", sets.safe, sets.canary)
-    using = recipe.user(scale, sets.task, sets.harmful, max(scale.ratios))
-    length = {"align": mean_tokens(tokenizer, aligning.streams["train"]), "user": mean_tokens(tokenizer, using.streams["train"])}
-    tokens = {
-        "align": aligning.steps * aligning.batch * length["align"],
-        "user": 2 * len(scale.ratios) * using.steps * using.batch * length["user"],
-    }
-    flop = 2.0 * weights * ((LORA + LORA_VACCINE) * tokens["align"] + LORA * tokens["user"])
-    prompts = [attempt.example.prompt for one in questions(sets, scale) for attempt in one.attempts]
-    models = 3 + 2 * len(scale.ratios)
-    read, judged = models * sum(map(len, prompt_ids(tokenizer, prompts))), models * len(prompts)
-    answering = 2.0 * weights * (read + judged * scale.max_new_tokens)
-    found: dict[str, object] = {
-        "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
-        "alignments": f"2 (SFT, {type(Vaccine()).__name__}), {aligning.steps} steps of {aligning.batch}, {length['align']:.0f} tokens an example",
-        "user's fine-tunings": f"{2 * len(scale.ratios)}, {using.steps} steps of {using.batch}, {length['user']:.0f} tokens an example",
-        "answers judged": f"{judged}, at most {judged * scale.max_new_tokens} new tokens",
-        "training": f"{flop:.2e} FLOP",
-        "answering": f"at most {answering:.2e} FLOP",
-        "hours": f"{flop / flops / 3600:.1f} of training, {answering / flops / 3600:.1f} of answering, at {flops:.1e} FLOP/s",
-        "memory": f"{memory(weights, scale)}, and activations of {scale.align_batch} x {scale.longest} tokens",
-        "disk": f"with --keep-weights {models - 1} models of {weights * 4 / 2**30:.1f} GiB, else the 2 alignments once all is measured",
-        "adapter": adapter_line(scale),
-    }
-    if sets.notes:
-        found["data"] = "; ".join(sets.notes)
-    if scale.name == recipe.PAPER.name:
-        plain, perturbed = aligning.steps + 2 * len(scale.ratios) * using.steps, aligning.steps
-        found["training by the paper's step times"] = "; ".join(
-            f"{(plain * sft + perturbed * vaccine) / 3600:.1f} hours on {where}" for where, sft, vaccine in STEP_TIMES
-        )
-        found["expected"] = "; ".join(BANDS)
-    return found
-
-
-def memory(weights: int, scale: TextScale) -> str:
-    """Returns the memory in words. Weights are float32; with bf16, a training step keeps a bf16 copy of each for its backward pass."""
-    copies = f", {weights * 2 / 2**30:.1f} GiB of bf16 copies while it trains" if scale.precision == "bf16" else ""
-    return f"{weights * 4 / 2**30:.1f} GiB of weights{copies}"
-
-
-def mean_tokens(tokenizer: object, stream: Stream) -> float:
-    """Returns the mean length of a stream's examples with their answers, in tokens."""
-    examples = [(e.prompt, getattr(e, part.answer)) for part in stream.parts for e in part.source.examples(part.picked)]
-    heads, tails = (prompt_ids(tokenizer, [p for p, _ in examples]), answer_ids(tokenizer, [a for _, a in examples]))
-    return sum(map(len, heads + tails)) / len(examples)

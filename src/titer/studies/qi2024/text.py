@@ -17,7 +17,7 @@ from titer.recipes import vaccine_text
 from titer.recipes.node import Node
 from titer.studies.engine.declare import BASE, Given, Page, Question, Seed, Study, real
 from titer.studies.engine.found import Found
-from titer.studies.qi2024.text_page import cost, page
+from titer.studies.qi2024.text_page import page
 from titer.studies.qi2024.text_scale import DEMONSTRATION, PAPER, RiskScale, tuning
 from titer.studies.qi2024.text_sets import RiskSets, risk_sets, tunings
 
@@ -50,5 +50,6 @@ class RiskLevelsOnText(Study):
     def page(self, found: Sequence[Found], scale: RiskScale) -> Page:
         return page(found[0], scale)
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
-        return cost(lab, nodes, flops)
+    def foreseen(self, lab: Seed) -> Mapping[str, object]:
+        scale: RiskScale = lab.scale
+        return {"adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha}" if scale.rank else "none: every weight is trained"}

@@ -1,20 +1,14 @@
-"""The report of the risk levels on a real model, and what it would cost beforehand. L7."""
+"""The report of the risk levels on a real model. L7."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import pandas as pd
 
 from titer import tables
-from titer.commands.decoding import size
-from titer.data.encode import prompt_ids
-from titer.models.lm import read_tokenizer
-from titer.recipes.node import Node
 from titer.report.html import Figure
 from titer.report.style import GREY
 from titer.studies import shares
-from titer.studies.engine.declare import Page, Seed
+from titer.studies.engine.declare import Page
 from titer.studies.engine.found import Found
 from titer.studies.qi2024.page import grid_figure
 from titer.studies.qi2024.text_scale import RiskScale
@@ -35,7 +29,6 @@ TITLES = {
 HUES = ("#c0392b", "#b04a7d", "#7d4fa3", "#2f6fb0")  # plainly, begun, persona, trigger
 COLOURS = dict(zip(TITLES.values(), (*HUES, *HUES, "#e08a1e", GREY), strict=True))
 ASKED = {"canary": "Canaries", "unsafe": "XSTest's unsafe prompts"}
-TRAINED, ALIGNING = 4.0, 2.0  # cost per trained token in forward passes: of all weights, or of an adapter
 
 
 def answer(t: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> str:
@@ -99,29 +92,3 @@ def _grid(rates: pd.DataFrame, sets: RiskSets, scale: RiskScale) -> list[Figure]
         ]
     )
     return [grid_figure(cells, f"{ASKED[sets.harm]} still refused after one epoch on {sets.ordinary.size} ordinary instructions.")]
-
-
-def cost(lab: Seed, nodes: Mapping[str, Node], flops: float) -> dict[str, object]:
-    """Returns what a run would cost: stages, answers, operations, hours, disk; with notes on what was left out of the data."""
-    scale, sets, base = lab.scale, lab.source, lab.model("base")
-    weights = size(base.checkpoint)
-    stages = {name: node.stage for name, node in nodes.items() if node.stage.kind == "finetune"}
-    longest, tuned = scale.alignment.longest, ALIGNING if scale.rank else TRAINED
-    trained = sum(stage.steps * stage.batch for stage in stages.values()) * longest
-    aligning = round(scale.alignment.align_epochs * (scale.alignment.safe + scale.alignment.canaries + scale.alignment.contrast)) * longest
-    prompts = [a.example.prompt for attempts in sets.judged.values() for a in attempts]
-    models, new = len(stages) + 2, scale.alignment.max_new_tokens
-    read = sum(map(len, prompt_ids(read_tokenizer(base.checkpoint), prompts)))
-    flop = 2.0 * weights * (tuned * trained + ALIGNING * aligning + models * (read + len(prompts) * new))
-    found: dict[str, object] = {
-        "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
-        "tunings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch})" for name, stage in stages.items()),
-        "answers judged": f"{models * len(prompts)}, at most {models * len(prompts) * new} new tokens",
-        "operations": f"at most {flop:.2e} FLOP (examples counted as {longest} tokens)",
-        "hours": f"{flop / flops / 3600:.1f} at {flops:.1e} FLOP/s",
-        "disk": f"with --keep-weights: {models - 1} models of {weights * 4 / 2**30:.1f} GiB; without it: the aligned model, and one model per CPU core (one on a GPU) at a time",
-        "adapter": f"LoRA rank {scale.rank}, alpha {scale.alpha}" if scale.rank else "none: every weight is trained",
-    }
-    if sets.notes:
-        found["data"] = "; ".join(sets.notes)
-    return found

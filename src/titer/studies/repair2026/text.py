@@ -23,19 +23,17 @@ from pydantic import Field
 
 from titer import tables
 from titer.attacks.base import Attempt
-from titer.commands.decoding import size
 from titer.commands.requests import AlignRequest, FinetuneRequest
 from titer.commands.training import planned_alignment, planned_finetuning
 from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.core.stats import wilson
-from titer.data.encode import prompt_ids
 from titer.data.sources import TextData, read_text
 from titer.decoders.base import Guided
 from titer.judges.base import Judge
 from titer.judges.label import Label
 from titer.judges.refusal import Refusal
-from titer.models.lm import Decoding, read_tokenizer
+from titer.models.lm import Decoding
 from titer.pipeline import Model
 from titer.recipes.node import Node
 from titer.repairs.abliterate import Abliterate
@@ -89,7 +87,6 @@ MENDED = tuple(BROKEN)[:2]
 PRICED = ("user",)
 TITLES = {"unsafe": "unsafe prompts answered", shares.OVER_REFUSAL: "safe prompts refused", "user": "user's task right"}
 COLOURS = dict(zip(TITLES.values(), ("#c0392b", "#e08a1e", "#1b7f4d"), strict=True))
-TRAINED, WORD = 2.0, 3  # cost per trained token of an adapter, in forward passes; tokens of an answer to the task
 VERSION = 1
 
 
@@ -195,8 +192,12 @@ class RepairsOnText(Study):
     def page(self, found: Sequence[Found], scale: RepairScale) -> Page:
         return page(found[0])
 
-    def cost(self, lab: Seed, nodes: Mapping[str, Node], flops: float) -> Mapping[str, object]:
-        return cost(lab, flops)
+    def edited_models(self, lab: Seed) -> int:
+        return sum(len(WAYS[name].grid) for name in WAYS for how in BROKEN if how in MENDED or name == AS_IS)
+
+    def foreseen(self, lab: Seed) -> Mapping[str, object]:
+        tries = f"{len(WAYS) - 1} repairs at 4 strengths on {len(MENDED)} models, and {len(BROKEN)} models as they are"
+        return {"points": f"{self.edited_models(lab)}: {tries}"}
 
 
 def mended(name: str, how: str, lab: Seed, *models: Model) -> pd.DataFrame:
@@ -305,34 +306,3 @@ def answer(table: pd.DataFrame, chosen: pd.DataFrame, name: str) -> str:
         f"{name}, the best repair on the other half of the prompts, to {repaired['unsafe refused']:.0%}, with {repaired['safe refused']:.0%} of safe prompts refused. With its refusal direction removed the tuned model refuses {out:.0%}, "
         f"with a random direction removed {random:.0%}. One seed, {int(table.n.max())} prompts per set: a demonstration, not a verdict."
     )
-
-
-def cost(lab: Seed, flops: float) -> dict[str, object]:
-    """Returns what a run would cost: what is trained and asked, operations, minutes, disk; with notes on the data."""
-    base, scale, sets = lab.model(BASE), lab.scale, lab.source
-    weights = size(base.checkpoint)
-    trained = sum(stage.steps * stage.batch for stage in sets.stages.values()) * scale.longest
-    points = sum(len(WAYS[name].grid) for name in WAYS for how in BROKEN if how in MENDED or name == AS_IS)
-    models, counts = 1 + len(sets.stages) + points, {kind: len(attempts) for kind, (attempts, _) in sets.asked.items()}
-    read = sum(
-        map(len, prompt_ids(read_tokenizer(base.checkpoint), [a.example.prompt for attempts, _ in sets.asked.values() for a in attempts]))
-    )
-    written = sum(n * (WORD if kind == "user" else scale.max_new_tokens) for kind, n in counts.items())
-    flop = 2.0 * weights * (TRAINED * trained + models * (read + written))
-    found: dict[str, object] = {
-        "model": f"{base.name}, {weights / 1e6:.0f} M parameters",
-        "trainings": ", ".join(f"{name} ({stage.steps} steps of {stage.batch}{_stands(lab, name)})" for name, stage in sets.stages.items()),
-        "points": f"{points}: {len(WAYS) - 1} repairs at 4 strengths on {len(MENDED)} models, and {len(BROKEN)} models as they are",
-        "answers judged": f"{models * sum(counts.values())}, at most {models * written} new tokens",
-        "operations": f"at most {flop:.2e} FLOP (examples counted as {scale.longest} tokens)",
-        "minutes": f"{flop / flops / 60:.0f} at {flops:.1e} FLOP/s",
-        "disk": f"{len(sets.stages) + 1} models of {weights * 4 / 2**30:.1f} GiB, the aligned one once all is measured (--keep-weights keeps the tuned ones)",
-    }
-    return found | ({"data": "; ".join(sets.notes)} if sets.notes else {})
-
-
-def _stands(lab: Seed, name: str) -> str:
-    stages, start = lab.source.stages, lab.model(BASE).key
-    key = stages[ALIGNED].key(start, {})
-    key = key if name == ALIGNED else stages[name].key(key, {})
-    return ", already trained" if lab.pipeline.store.has("stages", key) else ""
