@@ -70,6 +70,7 @@ def test_what_it_declares(name: str) -> None:
     shown = describe("repairs", name)
     assert all(f"  {field} = " in shown for field in kind.model_fields)
     assert all(role in shown for role in kind.MODELS)
+    assert (f"Memory: {kind.HOLDS} x the model" in shown) == (kind.HOLDS > 0)
 
 
 @pytest.mark.parametrize("kind", ["whole", "shards", "bfloat16", "adapter"])

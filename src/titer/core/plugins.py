@@ -180,6 +180,8 @@ def describe(package: str, name: str) -> str:
             lines += [f"Models it needs (--read ROLE=MODEL): {', '.join(models)}"]
         if more := getattr(record, "OPTIONAL", ()):
             lines += [f"Models it may read: {', '.join(more)}"]
+        if holds := getattr(record, "HOLDS", 0):
+            lines += [f"Memory: {holds} x the model in float32; repairs without this line hold a few parameters at a time"]
         if strength := getattr(record, "STRENGTH", None):
             lines += [f"--strength sets {strength[0]}; --strength grid gives {', '.join(f'{one:g}' for one in strength[1])}"]
         if neutral := getattr(record, "NEUTRAL", ""):

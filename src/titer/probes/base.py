@@ -23,7 +23,8 @@ def enough(safe: Sequence[Example], unsafe: Sequence[Example]) -> None:
     """Checks that each class has four prompts, enough to split it in halves. Errors: a class has fewer."""
     for name, examples in (("safe", safe), ("unsafe", unsafe)):
         if len(examples) < 4:
-            raise TiterError(f"{len(examples)} {name} prompts", expected="at least 4 of each class, for two halves of it")
+            expected = "at least 4 of each class: probes fit on one half of them and are tested on the other"
+            raise TiterError(f"there are {len(examples)} {name} prompts", expected=expected)
 
 
 def over_comply(
