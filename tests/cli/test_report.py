@@ -111,6 +111,7 @@ def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited:
     assert titer("report", "audit-m", "--csv", "rates").out.startswith("model,set,measure,value")
     assert "\\toprule" in titer("report", "audit-m", "--latex", "rates").out
     assert "Bundle: b.zip" in titer("report", "audit-m", "--bundle", "b.zip", "--pdf").out
+    assert "names folders of this machine" not in titer("report", "audit-m", "--bundle", "b.zip").out
     assert list((here / "runs" / "audit-m" / "figures").glob("*.pdf"))
     whole = titer("verify", "b.zip", "m", "--data", "d.csv")
     assert (whole.status, whole.out.splitlines()[-1]) == (0, "no check fails: the bundle is complete and agrees with itself")
@@ -120,6 +121,13 @@ def test_its_tables_and_a_file_of_it_that_can_be_verified(titer: Titer, audited:
         1,
         ["FAILS        d.csv: is not the data that was asked", f"1 of {len(other.out.splitlines()) - 1} checks fail"],
     )
+
+
+@pytest.mark.long
+def test_a_bundle_that_shows_folders_of_the_machine_is_told(titer: Titer, audited: str, here: Path) -> None:
+    file = here / "runs" / "audit-m" / "summary.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"titer audit ', '"titer audit /home/me/base '), encoding="utf-8")
+    assert "names folders of this machine" in titer("report", "audit-m", "--bundle", "c.zip").out
 
 
 @pytest.mark.long

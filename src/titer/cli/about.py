@@ -130,9 +130,8 @@ def report(
         told["figures"] = [str(file) for file in as_pdf(found.folder)]
         lines += [f"Figures: {', '.join(told['figures']) or 'none'}"]
     if bundle is not None:
-        held = api.bundle(run, bundle, runs)
         told["bundle"] = str(bundle)
-        lines += [f"Bundle: {bundle} ({len(held.files)} files); check it: titer verify {bundle}"]
+        lines += _bundled(run, bundle, runs, found.summary.commands)
     if card is not None:
         written = api.card(run, card, runs)
         told |= {"card": str(written.path), "notes": list(written.notes)}
@@ -142,6 +141,17 @@ def report(
         told |= {"url": sent.url, "private": sent.private, "left_out": list(sent.left_out)}
         lines += [f"Published: {sent.url} ({'private' if sent.private else 'public'}); left out: {', '.join(sent.left_out) or 'nothing'}"]
     show_result(as_json, told, "\n".join(lines))
+
+
+def _bundled(run: str, bundle: Path, runs: Path, commands: Sequence[str]) -> list[str]:
+    """Writes the bundle; returns lines on it."""
+    from titer import api
+    from titer.report.markdown import command as placeless
+
+    lines = [f"Bundle: {bundle} ({len(api.bundle(run, bundle, runs).files)} files); check it: titer verify {bundle}"]
+    if any(placeless(command) != command for command in commands):
+        lines += ["The report's command names folders of this machine, and the bundle shows it. Run with relative paths to avoid this."]
+    return lines
 
 
 def _printed(found: Told, csv: str | None, latex: str | None, as_json: bool) -> None:
