@@ -37,6 +37,9 @@ MARKS = {
     "huatuo": ("## Thinking\n\n", "\n\n## Final Response\n\n"),
     "square": ("[REASONING]\n", "\n[/REASONING]\n"),
     "hyperclova": ("/think\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    "medgemma": ("<unused94>thought\n", "<unused95>"),
+    "an end named otherwise": ("<|thought|>", "<|end_thought|>"),
+    "an end with a stroke": ("<think_start>", "</think_start>"),
 }
 THOUGHT, ANSWER = "I can't see a problem. 1 < 2", "Sure, here it is."
 
@@ -261,3 +264,10 @@ def test_the_thought_of_an_answer_to_train_is_trained(template: str, answer: str
     (head,), (row,) = prompt_ids(tokenizer, ["hello"]), answer_ids(tokenizer, [answer])
     begun = "<think>\n" * (template.endswith("<think>\n{% endif %}") and not answer.startswith("<think>"))
     assert tokenizer.decode([*head, *row]) == f"<user>hello</s><assistant>{begun}{answer}{tokenizer.eos_token}"
+
+
+@pytest.mark.parametrize("answer", ["sorry, I cannot.", "抱歉，我无法帮助。", "آسف، لا أستطيع.", "1. Mix it."])
+def test_an_end_mark_right_after_a_sentence_ends_a_thought_that_nothing_opened(answer: str) -> None:
+    for space in ("", " "):
+        assert told(f"The user asks. I can't see a problem.</think>{space}{answer}").answer == answer
+    assert told(f"“Close it.</think>” is how it ends. {answer}").answer.startswith("“Close")

@@ -3,8 +3,8 @@
 A thought is at the start of the text, after a short line at most. Several may follow each other, and there may be more between the
 answer's lines. Marks elsewhere, or within quotation marks, count as quoted text. Marks that are known: tags (<think>,
 <thinking>, <thought>, <reasoning>, <analysis>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|> and their like), harmony's
-channels (every one but "final"), Gemma's channel, LLaVA-CoT's stages, Apertus', Pangu's, Solar's, s1's and HyperCLOVA's turns, Granite's,
-Apriel's and HuatuoGPT's words. A tag that is the subject of a sentence ("<think> is ...") is no mark. A template
+channels (every one but "final"), Gemma's channel, LLaVA-CoT's stages, Apertus', Pangu's, MedGemma's, Solar's, s1's and HyperCLOVA's turns,
+Granite's, Apriel's and HuatuoGPT's words. A tag that is the subject of a sentence ("<think> is ...") is no mark. A template
 may open the thought itself, at the end of the prompt: then the text has only the mark that ends it.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-VERSION = 6  # bump when a text may be split into thought and answer in another way
+VERSION = 7  # bump when a text may be split into thought and answer in another way
 ROOM = 1024  # default number of new tokens for a thought, if the window holds them
 NAME = (
     r"(?:(?!end)\w+[:_]|ant|inner)?(?:think|thinking|thoughts?|reason|reasoning|scratch_?pad|reflection|analysis|cot|monologue|deliberation|rationale|working_out)"
@@ -37,6 +37,7 @@ STAGES = {  # LLaVA-CoT's stages: each counts if the next one follows or is yet 
 PAIRS = {
     r"<\|channel>thought": ("<channel|>",),
     r"<\|inner_prefix\|>": ("<|inner_suffix|>",),
+    r"<unused94>thought": ("<unused95>",),  # MedGemma's
     r"\[unused16\]": ("[unused17]",),
     **STAGES,
     r"<judge>(?=(?:(?!</judge>)[\s\S])*(?:\Z|</judge>\s*(?:\Z|<\Z|<t)))": ("<think_on>", "<think_off>"),  # KAT's
@@ -78,8 +79,9 @@ BETWEEN = re.compile(r"\s*(?:<\|(?:start|begin)\|>|<\|channel\|>)(?:(?!<\|(?:mes
 BEFORE = re.compile(r"\s*(?:<(?:\|(?:\w+\|?)?)?)?")
 END = rf"</[ \t]?{NAME}[ \t]?>|\[/(?:THINK|THINKING|REASONING)\]|<\|end_of_thought\|>|◁/think▷"
 SHUT = re.compile(rf"(?:{END}|<\|END_THINKING\|>)\s*\Z", re.IGNORECASE)
-ORPHAN = re.compile(  # an end mark without an opening mark, on a line of its own or right after a word
-    rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))((?i:{END}))(?:[ \t]*(?:\n|\Z)|(?= ?[A-Z\"*#]))"
+ORPHAN = re.compile(  # an end mark without an opening mark, on a line of its own, or right after a word or the end of a sentence
+    rf"(?:(?:\A|\n)[ \t]*|(?<=[^\s\"'`(\[<]))(?i:{END})(?:[ \t]*(?:\n|\Z)|(?= ?[A-Z\"*#]))"
+    rf"|(?<=[.!?…。！？؟۔।])(?i:{END})(?= ?[^\s\"'`”’»」』)\].,;:])"
 )
 BLOCK = re.compile(rf"^[ \t]*<({NAME})>(.*?)</\1>[ \t]*$\n?", re.IGNORECASE | re.MULTILINE | re.DOTALL)  # a thought between lines
 QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’"}
@@ -112,10 +114,12 @@ def closers(opened: str) -> tuple[str, ...]:
     if found := next((ends for opens, ends in NAMED.items() if re.fullmatch(opens, mark, re.IGNORECASE)), None):
         return found
     if re.search("begin|start", mark, re.IGNORECASE):
-        return (re.sub("begin|start", lambda hit: "END" if hit[0].isupper() else "end", mark, flags=re.IGNORECASE),)
+        other = re.sub("begin|start", lambda hit: "END" if hit[0].isupper() else "end", mark, flags=re.IGNORECASE)
+        return (other,) if mark.startswith("<|") else (other, f"</{mark[1:]}")
     mark = re.sub(r"\s+\w+=[^<>]*|(?<=<)\s|\s(?=>)", "", mark)
     inner = 2 if mark.startswith("<|") else 1
-    return (f"{mark[:inner]}/{mark[inner:]}", *(MESSAGE[:1] if mark == "<|think|>" else ()))
+    further = (f"<|end_{mark[2:]}", f"<|end_of_{mark[2:]}", f"{mark[:-2]}_end|>") if inner == 2 else ()
+    return (f"{mark[:inner]}/{mark[inner:]}", *further, *(MESSAGE[:1] if mark == "<|think|>" else ()))
 
 
 def opened(prompt: str) -> str:
