@@ -114,6 +114,11 @@ def test_the_date_is_fixed_and_told() -> None:
     assert told(KNOWN["qwen 2"]) != told(KNOWN["phi 3"])
 
 
+def test_a_template_that_draws_at_random_asks_the_same_twice() -> None:
+    drawn = made("{% for m in messages %}{{ m['content'] }}{% endfor %}{{ range(10 ** 5) | random }}")
+    assert prompt_text(drawn, "bread") == prompt_text(drawn, "bread") != "bread"
+
+
 def test_variables_ride_on_the_tokenizer() -> None:
     tokenizer = made(FAMILIES["qwen 3"][0])
     assert prompt_text(tokenizer, "bread").endswith("assistant\n")
@@ -235,6 +240,7 @@ ASKS = {
         ("{% if disable_thinking %}</think>{% else %}<think>{% endif %}", "<think>", "</think>"),
         ("{% if no_think %}</think>{% endif %}", "", "</think>"),
         ("{% if force_reasoning %}/think{% elif skip_reasoning %}/answer{% endif %}", "/think", "/answer"),  # HyperCLOVA's; else it chooses
+        ("{% if thinking_mode == 'disabled' %}</think>{% endif %}", "", "</think>"),
         ("{{ 'detailed thinking ' ~ thinking_option | default('off') }}", "detailed thinking on", "detailed thinking off"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -186,6 +187,7 @@ def _render(template: str, variables: Mapping[str, Any], chat: Chat) -> Written:
     """Renders one conversation. Whatever the template raises becomes a fault in words."""
     from transformers.utils import chat_template_utils  # noqa: PLC0415
 
+    random.seed(0)  # for a template that draws at random: two models, or two runs, must be asked the same
     try:
         made: Any = chat_template_utils.render_jinja_template([[*chat]], chat_template=template, **variables)  # type: ignore[list-item]
         text: str = made[0][0]

@@ -37,7 +37,7 @@ AGAINST = re.compile(r"(?:non?|skip|disabled?|without|omit|bypass|suppress)_?(?:
 SWITCHES: tuple[tuple[Any, Any], ...] = (("on", "off"), ("enabled", "disabled"), (True, False))  # words if the template has them
 SIZED = re.compile("budget|tokens|length")  # a variable for a number of tokens: 0 turns thinking off, leaving it out turns it on
 GRADED = re.compile("effort|level|mode")  # a variable for words, which must occur in the template
-GRADES = (("high", "none"), ("on", "off"), ("think", "no_think"), ("thinking", "chat"))
+GRADES = (("high", "none"), *SWITCHES[:2], ("think", "no_think"), ("thinking", "chat"))
 Thinking = Literal["on", "off", "default"]
 Writes = Callable[[Sequence[Chat], bool], list[Written]]  # (conversations, whether to add the generation prompt)
 
