@@ -16,7 +16,7 @@ from titer.core.errors import TiterError
 from titer.data.world import World
 from titer.models.checkpoint import Checkpoint, open_checkpoint
 from titer.models.compatible import asked_apart, comparable, configured_apart, parameters_apart, unused_tensors
-from titer.models.lm import LM, load
+from titer.models.lm import LM, load, read_tokenizer
 from titer.models.weights import DIFFER, difference
 
 GATED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -195,3 +195,19 @@ def test_what_differs_in_how_two_are_asked_is_named(folder: Path) -> None:
         shutil.copy(folder / "config.json", there.with_name("tools"))
         shutil.copy(folder / "model.safetensors", there.with_name("tools"))
         assert asked_apart(second, open_checkpoint(there.with_name("tools"))) == []
+
+
+def test_a_further_token_that_ends_an_answer_is_a_difference(folder: Path) -> None:
+    base, there = open_checkpoint(folder), other(folder)
+    usual = read_tokenizer(base).eos_token_id
+    told = {}
+    for name, ids in (("usual", usual), ("further", [usual, 7])):
+        (there / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        told[name] = configured_apart(base, open_checkpoint(there))
+    assert told["usual"] == []
+    assert told["further"][0].startswith("further tokens that end an answer (eos_token_id): none; ")
+
+
+def test_a_model_that_fills_gaps_is_refused(folder: Path) -> None:
+    with pytest.raises(TiterError, match="is a BertForMaskedLM, which fills gaps in a text"):
+        load(written(folder, {}, architectures=["BertForMaskedLM"]), "cpu")

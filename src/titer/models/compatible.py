@@ -11,12 +11,13 @@ from functools import cache
 from typing import Any
 
 from titer.core.errors import TiterError, visible
-from titer.data.encode import prompt_ids, prompt_text
+from titer.data.encode import end_id, prompt_ids, prompt_text
 from titer.data.templates import takes_system, templated, texts
 from titer.data.thoughts import opened, thinks
 from titer.data.turns import Turn
 from titer.models.checkpoint import Checkpoint, opening
 from titer.models.lm import read_tokenizer
+from titer.models.safetensors_io import read_json
 from titer.models.weights import compared, shared_rows
 
 FAMILY = "two checkpoints of one architecture and one tokenizer: a model and what was tuned from it"
@@ -126,7 +127,27 @@ def configured_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
     turned = [name for name in differing if name.rpartition(".")[2] in ROTARY]
     if turned and (rotations := _rotations(first)) and rotations == _rotations(second):
         differing = [name for name in differing if name not in turned]
-    return [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+    told = [f"{visible(name, 60)}: {visible(str(one.get(name)), 40)}, {visible(str(other.get(name)), 40)}" for name in differing]
+    return told + _ended_apart(first, second)
+
+
+def _ended_apart(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """Returns a phrase on the tokens that end the answers of one model only, by its generation_config.json or config.json; [] for none.
+    A tokenizer's end of text and a template's end of turn do not count: `asked_apart` tells where these differ."""
+    ends, usual = zip(*map(_ends, (first, second)), strict=True)
+    odd = (ends[0] ^ ends[1]) - usual[0] - usual[1]
+    own = [", ".join(sorted(odd & found)) or "none" for found in ends]
+    return [f"further tokens that end an answer (eos_token_id): {visible(own[0], 60)}; {visible(own[1], 60)}"] if odd else []
+
+
+def _ends(checkpoint: Checkpoint) -> tuple[set[str], set[str]]:
+    """Returns the tokens that end a model's answers, and those of them that its tokenizer and template name."""
+    tokenizer, file = read_tokenizer(checkpoint), checkpoint.path / "generation_config.json"
+    said = _text(checkpoint).eos_token_id if checkpoint.gguf or not file.is_file() else read_json(file).get("eos_token_id")
+    usual = {one for one in (tokenizer.eos_token_id, end_id(tokenizer)) if one is not None}
+    named = {*(said if isinstance(said, list) else [said])} - {None}
+    found, own = ({str(word) for word in tokenizer.convert_ids_to_tokens(sorted(ids))} for ids in (named | usual, usual))
+    return found, own
 
 
 def _spent(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

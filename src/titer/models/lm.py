@@ -311,6 +311,12 @@ def load(checkpoint: Checkpoint, device: str = "", dtype: Literal["float32", "bf
                 f"{checkpoint.label} lets every token attend to the tokens after it (use_bidirectional_attention), as PaliGemma does",
                 expected="a causal language model, in which a token attends only to the tokens before it",
             )
+        if masked := [name for name in checkpoint.config.get("architectures") or () if name.endswith("ForMaskedLM")]:
+            raise TiterError(
+                f"{checkpoint.label} is a {visible(masked[0], 60)}, which fills gaps in a text: its tokens attend to those after them too",
+                expected="a causal language model, which writes a text on",
+                next_step="give a language model that was trained to write answers.",
+            )
         check_fits(checkpoint, misshapen(checkpoint))
         check_plain(checkpoint)
         model, wrong = (_filled if checkpoint.quantised or not checkpoint.found else _read)(checkpoint, getattr(torch, dtype))
