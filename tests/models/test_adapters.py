@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from titer.models import lora_weights, quantised
 from titer.models.checkpoint import open_checkpoint
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Decoding, load, read_tokenizer
+from titer.models.lora_weights import PREFIX
 from titer.models.weights import difference, shapes_of, weights_bytes
 
 CONFIG = "adapter_config.json"
@@ -143,6 +145,33 @@ def test_an_adapter_on_a_mixture_of_experts_is_merged_too(world: World, tmp_path
     state, loaded = merged.state_dict(), load(found).model.state_dict()
     assert all(torch.equal(found.weight(name), state[name]) for name in found.changes)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_an_adapter_on_single_experts_changes_the_tensor_that_they_are_joined_to(world: World, tmp_path: Path) -> None:
+    """As transformers 4 and peft wrote it, when a mixture held each expert's matrices as modules of its own."""
+    made(mixtral(world), tmp_path, target_modules=["q_proj"])
+    base, folder = open_checkpoint(tmp_path / "base"), tmp_path / "adapter"
+    draw, pairs = torch.Generator().manual_seed(0), dict[str, torch.Tensor]()
+    for name in (one for one in base.held if re.search(r"experts\.1\.w\d", one)):
+        outputs, inputs = base._stored.shape(name)[0]
+        pairs[f"{PREFIX}{name.removesuffix('.weight')}.lora_A.weight"] = torch.randn(4, inputs, generator=draw)
+        pairs[f"{PREFIX}{name.removesuffix('.weight')}.lora_B.weight"] = torch.randn(outputs, 4, generator=draw)
+    save_file(pairs, folder / WEIGHTS)
+    found = resolve(str(folder))
+    assert (len(found.joined), found.changes) == (3 * 2, {})
+    scale, state = found._adapter.lora.scale("x"), load(found).model.state_dict()  # type: ignore[union-attr]
+    for layer in range(2):
+        one = f"model.layers.{layer}.mlp.experts"
+        product = {
+            part: scale * pairs[f"{PREFIX}{named}.lora_B.weight"] @ pairs[f"{PREFIX}{named}.lora_A.weight"]
+            for part in ("w1", "w2", "w3")
+            for named in [next(n.removesuffix(".weight") for n in found.joined if f"layers.{layer}." in n and f".{part}." in n)]
+        }
+        for name, change in (("gate_up_proj", torch.cat([product["w1"], product["w3"]])), ("down_proj", product["w2"])):
+            moved = found.weight(f"{one}.{name}") - base.weight(f"{one}.{name}")
+            torch.testing.assert_close(moved[1], change, atol=1e-5, rtol=1e-5)
+            assert not moved[[i for i in range(len(moved)) if i != 1]].any()
+            assert torch.equal(state[f"{one}.{name}"], found.weight(f"{one}.{name}"))
 
 
 def test_the_scale_is_alpha_over_rank_or_over_its_root(folder: Path) -> None:

@@ -65,7 +65,7 @@ class Planned:
         repair = next(iter(self.repairs.values()))
         sizes = {role: written_bytes(one) for role, one in self.models.items() if not one.quantised}
         largest = 4 * max(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
-        apart = not any(one.gguf or one.quantised or one.changes for one in self.models.values())
+        apart = not any(one.gguf or one.quantised or one.adapted for one in self.models.values())
         whole = [*repair.whole(Reading(self.models))] if apart else [*self.tuned.files]
         at_once = max([min(largest, 4 * BLOCK), *(4 * prod(self.tuned.shape(name)[0]) for name in whole)])
         model = 4 * sum(prod(self.tuned.shape(name)[0]) for name in self.tuned.files)
@@ -204,10 +204,10 @@ def _apart(repair: Repair, role: str, one: Checkpoint, models: Mapping[str, Chec
 
 
 def _stays(repair: Repair, models: Mapping[str, Checkpoint]) -> bool:
-    """Tells whether the tuned model is an adapter and stays one: it lies on the model in the role `ADAPTER`, and no module is both whole
-    and paired."""
+    """Tells whether the tuned model is an adapter and stays one: it lies on the model in the role `ADAPTER`, no module is both whole and
+    paired, and none is an expert that is only a part of a parameter."""
     tuned = models[TUNED]
-    if tuned.adapter is None or not repair.ADAPTER or any(one.whole and one.a for one in tuned.changes.values()):
+    if tuned.adapter is None or tuned.joined or not repair.ADAPTER or any(one.whole and one.a for one in tuned.changes.values()):
         return False
     under = open_checkpoint(tuned.path / tuned.gguf if tuned.gguf else tuned.path, trusted=tuned.trusted)
     return not difference(under, models[repair.ADAPTER])

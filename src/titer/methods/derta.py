@@ -28,7 +28,7 @@ from titer.core.errors import TiterError
 from titer.data.encode import pad
 from titer.data.example import IGNORE, Batch, join
 from titer.methods.base import Batches, Context, Loss, Method, token_nll
-from titer.models.checkpoint import stated_window
+from titer.models.stated import stated_window
 
 
 class Pair(NamedTuple):

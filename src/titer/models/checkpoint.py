@@ -31,13 +31,11 @@ from titer.models.names import Names, Origin, alias, made, named, outline, tied_
 from titer.models.quantised import Stored, quantisation
 from titer.models.remote_code import OwnCode, apart, check_code, unasked
 from titer.models.safetensors_io import INDEX, WHOLE, check_files, left_by_training, read_json, tensor_files, weightless
-from titer.models.stated import check_counts, check_stated
+from titer.models.stated import KERNELS, check_counts, check_stated, says, stated_window
 from titer.models.tried import try_tokenizer
 from titer.models.words import NAMED, template_texts
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")  # any of these files is a tokenizer's
-KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 
 
 class Checkpoint(Record):
@@ -48,7 +46,6 @@ class Checkpoint(Record):
     gguf: str = Field(default="", description="the GGUF file in the folder that is the model, configuration and tokenizer too")
     adapter: Path | None = Field(default=None, description="the folder of a LoRA adapter on it")
     trusted: bool = Field(default=False, description="whether its user asked for the code in its folder to be run")
-
     thinking: templates.Thinking = Field(default="default", description="whether it is asked to think, where its template can say so")
 
     @property
@@ -159,7 +156,7 @@ class Checkpoint(Record):
     @cached_property
     def picks_kernels(self) -> bool:
         """Whether config.json chooses the code that computes attention or experts; `configuration` ignores that choice."""
-        return _says(self.config, KERNELS)
+        return says(self.config, KERNELS)
 
     @cached_property
     def window(self) -> int | None:
@@ -237,12 +234,28 @@ class Checkpoint(Record):
     def _adapter(self) -> Adapter | None:
         return None if self.adapter is None else Adapter(self.adapter)
 
-    @cached_property
+    @property
     def changes(self) -> dict[str, LoraChange]:
         """Parameter of the base -> how the adapter changes it; {} without an adapter."""
+        return {name: change for name, change in self._lora.items() if name in self.files}
+
+    @cached_property
+    def joined(self) -> dict[str, LoraChange]:
+        """Stored tensor that is joined with others to one parameter (an expert) -> how the adapter changes it."""
+        return {name: change for name, change in self._lora.items() if name not in self.files}
+
+    @cached_property
+    def adapted(self) -> dict[str, str]:
+        """Parameter that the adapter changes -> its name in the loaded model."""
+        whole = {name: name for name, origin in self.names.origins.items() if not self.joined.keys().isdisjoint(origin.names)}
+        return {name: change.parameter for name, change in self.changes.items()} | whole
+
+    @cached_property
+    def _lora(self) -> dict[str, LoraChange]:
         if self._adapter is None:
             return {}
-        sizes = {parameter: self.shape(parameter) for parameter in self.files}
+        parts = {name for origin in self.names.origins.values() if origin.maker for name in origin.names}
+        sizes = {name: self._stored.shape(name) for name in parts} | {parameter: self.shape(parameter) for parameter in self.files}
         said, headless = self.config.get("tie_word_embeddings"), not any(head in self.files for head in HEADS)
         tied = headless if said is None else bool(said)
         turned = {f"{name}.weight" for name, module in self.outline.named_modules() if isinstance(module, Conv1D)}
@@ -258,12 +271,14 @@ class Checkpoint(Record):
         name = self.names.tied.get(name, name)
         if (origin := self.names.origins.get(name)) is None:
             raise TiterError(f"{self.label} holds no tensor {visible(parameter, 120)!r}", expected="two checkpoints of one architecture")
-        read = self._stored.weight
         if rows is not None and isinstance(self._stored, Stored) and origin.maker is None and name not in self.changes:
             return self._stored.weight(origin.names[0], rows)
-        found = read(origin.names[0]) if origin.maker is None else made(self.outline, origin, read)[name]
+        found = self._stored.weight(origin.names[0]) if origin.maker is None else made(self.outline, origin, self._part)[name]
         found = self.changes[name].applied(found) if name in self.changes else found
         return found if rows is None else found[rows]
+
+    def _part(self, stored: str) -> torch.Tensor:
+        return self.joined[stored].applied(self._stored.weight(stored)) if stored in self.joined else self._stored.weight(stored)
 
     def shape(self, parameter: str) -> tuple[tuple[int, ...], str]:
         """Returns (shape, stored type as the file format names it) of one parameter, from the files' headers alone."""
@@ -302,21 +317,6 @@ class Checkpoint(Record):
             rows = self.configuration.get_text_config(decoder=True).vocab_size
         outside = {tensor: self.shape(tensor)[0] for tensor in (*self.files, *self.names.tied) if not re.search(r"\.\d+\.", tensor)}
         return frozenset(t for t, size in outside.items() if size[:1] == (rows,) and (len(size) == 2 or t.endswith("bias")))
-
-
-def stated_window(config: Any) -> int | None:
-    """Returns the context window that a configuration states (transformers' object, or a dict as in config.json); None without one."""
-    raw = isinstance(config, dict)
-    text = (config.get("text_config") or config) if raw else config.get_text_config(decoder=True)
-    found = [text.get(name) if raw else getattr(text, name, None) for name in WINDOWS]
-    return next((size for size in found if isinstance(size, int) and size > 0), None)  # XLNet says -1: no limit
-
-
-def _says(config: Any, keys: tuple[str, ...]) -> bool:
-    """Whether a configuration, or one within it, gives one of the keys a value."""
-    if not isinstance(config, dict):
-        return False
-    return any(config.get(key) for key in keys) or any(_says(part, keys) for part in config.values())
 
 
 @contextmanager

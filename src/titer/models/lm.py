@@ -25,13 +25,14 @@ from titer.data.encode import begin_ids, check_length, end_id, pad, prompt_ids
 from titer.data.example import positions
 from titer.data.templates import think
 from titer.data.thoughts import left_open, opened, thinks
-from titer.models.checkpoint import Checkpoint, opening, stated_window
+from titer.models.checkpoint import Checkpoint, opening
 from titer.models.context_windows import Completion, Decoding, Guide, Rooms, Turn, answers
 from titer.models.modes import as_stored, evaluating, own_settings_aside
 from titer.models.names import opener
 from titer.models.older import readable
 from titer.models.padding import Padding
 from titer.models.sites import Sites
+from titer.models.stated import stated_window
 from titer.models.stream_norm import TANH_GELU, StreamNormForCausalLM  # registers the variant for `load`
 from titer.models.suffix import behind
 from titer.models.weights import check_fits, check_plain, misshapen
@@ -375,11 +376,11 @@ def _filled(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]
 def _merge(model: Any, checkpoint: Checkpoint) -> None:
     """Merges the adapter into the model, tensor by tensor, from the float32 weights of `Checkpoint.weight`."""
     held = dict(model.named_parameters()) | dict(model.named_buffers())
-    for tensor, change in checkpoint.changes.items():
-        merged, place = checkpoint.weight(tensor), held.get(change.parameter)
+    for tensor, parameter in checkpoint.adapted.items():
+        merged, place = checkpoint.weight(tensor), held.get(parameter)
         if place is None or place.shape != merged.shape:
             raise TiterError(
-                f"{checkpoint.label}: the model has no {visible(change.parameter, 120)} of {tuple(merged.shape)} for the adapter to change",
+                f"{checkpoint.label}: the model has no {visible(parameter, 120)} of {tuple(merged.shape)} for the adapter to change",
                 next_step="give the base it was trained on, as BASE+ADAPTER.",
             )
         place.copy_(merged)

@@ -2,6 +2,7 @@
 
 A text where a number belongs, a huge layer count, a list where a token belongs: on such values transformers fails somewhere with an
 unclear error, or builds layers without end. Any field may be null. Sizes are left to transformers, which checks them as it builds.
+Some facts that a configuration states are read here too.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ FILES: dict[str, Mapping[str, Rule]] = {
     "chat_template.json": {"chat_template": WORDS["chat_template"]},
     "processor_config.json": {"chat_template": WORDS["chat_template"]},
 }
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len")  # where a configuration of transformers maps none to the first
 COUNTED = re.compile(r"(?:^|_)(?:layers?|blocks?|depth|groups?|heads?|experts)$")
 
 
@@ -121,3 +124,18 @@ def check_counts(config: Mapping[str, Any], tensors: int, label: str, within: in
 
 def _shown(value: Any) -> str:
     return visible(str(value) if _whole(value) and value < 10**40 else f"{type(value).__name__} {str(value)[:40]!r}", 80)
+
+
+def stated_window(config: Any) -> int | None:
+    """Returns the context window that a configuration states (transformers' object, or a dict as in config.json); None without one."""
+    raw = isinstance(config, dict)
+    text = (config.get("text_config") or config) if raw else config.get_text_config(decoder=True)
+    found = [text.get(name) if raw else getattr(text, name, None) for name in WINDOWS]
+    return next((size for size in found if isinstance(size, int) and size > 0), None)  # XLNet says -1: no limit
+
+
+def says(config: Any, keys: tuple[str, ...]) -> bool:
+    """Whether a configuration, or one within it, gives one of the keys a value."""
+    if not isinstance(config, dict):
+        return False
+    return any(config.get(key) for key in keys) or any(says(part, keys) for part in config.values())
