@@ -328,3 +328,14 @@ def test_a_broken_tune_is_first_trained_more_gently(found: Audited) -> None:
     assert "--lr 1e-5 --epochs 1" in told[0].command
     assert "--safety REFUSALS.jsonl" in told[1].command
     assert sum("--lr 1e-5" in one.command for one in told) == 1
+
+
+def test_thoughts_that_were_cut_are_told_with_the_answer(pipeline: Pipeline, saved: Saved, asked: Question) -> None:
+    """The rates are of the answers that are left: of none, or of those behind the shorter thoughts."""
+    pair = audited([saved("aligned", 1), saved("tuned", 2)])
+    f = measured(pipeline, pair, asked, None)
+    assert "thinking" not in answer(pair, f)
+    cut = f.verdicts.assign(outcome=f.verdicts.outcome.mask(f.verdicts.model == "tuned", "cut_in_thought"), ended=False, tokens=4)
+    of = int((cut.model == "tuned").sum())
+    said = f"{of} of {of} answers of tuned were cut off while the model was still thinking, after 4 tokens: raise --max-thinking-tokens."
+    assert said in answer(pair, Findings(**{**vars(f), "verdicts": cut}))

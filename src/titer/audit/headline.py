@@ -18,6 +18,7 @@ from titer.audit.roles import Audited, Change
 from titer.audit.study import Findings
 from titer.models.blocks import PARTS
 from titer.probes import clusters
+from titer.tables import cut_in_thought
 
 ASKED = ("unsafe", "safe")  # in these sets a degenerate answer is broken text; in a task's set it may be text without a label
 UNDER = {"prefill": "with the answer begun"}
@@ -28,10 +29,10 @@ NONE = "no {} prompt has a judged answer both before and after"
 
 
 def answer(found: Audited, f: Findings) -> str:
-    """Returns the finding in two short sentences. The page, the command line and a model's card all show it."""
+    """Returns the finding in two short sentences, and what must be known with them. The page, the command line and a model's card show it."""
     last = found.last
     if last is None:
-        return _single(found.models[0].name, f)
+        return " ".join(filter(None, (_single(found.models[0].name, f), _cut(f, found.models[0].name))))
     if _idle(last, f):
         rounded = f" but for rounding to {last.rounding}" if last.rounding else ""
         return f"No change: {last.before.name} and {last.after.name} hold the same weights{rounded}."
@@ -41,7 +42,13 @@ def answer(found: Audited, f: Findings) -> str:
     alike = stock.sentence(f.verdicts, last)
     asked = "" if last.same or not last.templates else f"{last.templates[0].upper()}{last.templates[1:]}: that alone may change answers."
     said = f"{last.name}: {f'{alike}; ' if alike else ''}{_unsafe(found, f, last)}, {beside}."
-    return " ".join(filter(None, (said, where, asked)))
+    return " ".join(filter(None, (said, _cut(f, last.before.name, last.after.name), where, asked)))
+
+
+def _cut(f: Findings, *models: str) -> str:
+    """Says how many answers of these models are in no rate, because the model was still thinking when they were cut; "" for none."""
+    mine = f.verdicts[f.verdicts.model.isin(models) & f.verdicts.kind.isin(ASKED)]
+    return " ".join(f"{line}." for line in cut_in_thought(mine))
 
 
 def _idle(change: Change, f: Findings) -> bool:
