@@ -284,6 +284,8 @@ HH = "\n\nHuman: a\n\nAssistant: {}"
         ({"instruction": "a", "output": "b", "history": []}, "a", "b"),
         ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, "a", "b"),
         ({"messages": str([USER, BOT])}, "a", "b"),
+        ({"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}, "a", "b"),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}, "a", "b"),
         ({"messages": str(np.array([USER, BOT]))}, "a", "b"),  # as pandas writes a column that it read from Parquet
         ({"input": "a", "output": "b"}, "a", "b"),
         ({"messages": [USER, {"role": "assistant", "content": None, "refusal": "b"}]}, "a", "b"),
@@ -309,6 +311,11 @@ def test_an_empty_last_answer_is_the_place_of_the_answer_where_prompts_are_wante
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, BOT]}, "with turns of tools"),
         ({"messages": [USER, {"role": "function", "content": "3"}, BOT]}, "with turns of tools"),
         ({"image": "a.png", "messages": [USER, BOT]}, "with an image, a video or a sound"),
+        (
+            {"messages": [{**USER, "content": [{"type": "image_url"}, {"type": "text", "text": "a"}]}, BOT]},
+            "with an image, a video or a sound",
+        ),
+        ({"messages": [{**USER, "content": [{"type": "input_audio"}]}, BOT]}, "with an image, a video or a sound"),
     ],
 )
 def test_rows_of_no_use_are_left_out_counted_and_told(tmp_path: Path, row: dict[str, Any], why: str) -> None:
@@ -401,7 +408,10 @@ def test_prompts_with_two_labels_that_differ_in_capitals_alone_are_told(tmp_path
         ("x.txt", "a\n\nb\n", "x.txt, line 1, column label: safe or unsafe is not stated"),
         ("x.jsonl", '{"message_id": "1", "parent_id": null, "text": "a", "role": "prompter"}\n', "one row for each message"),
         ("x.json", '{"a": [{"prompt": "a"}], "b": [{"prompt": "b"}]}', "x.json has several lists of objects: a, b"),
-        ("x.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n', "no text ('image_url')"),
+        ("x.jsonl", '{"messages": [{"role": "user", "content": [{"type": "file"}]}]}\n', "no text ('file')"),
+        ("x.jsonl", "{'prompt': 'a', 'label': 'safe'}\n", "json.dumps"),
+        ("x.csv", "prompt,class\na,unsafe\n", "call the column class label"),
+        ("x.csv", "prompt,label\na\0b\0c\0,unsafe\n", "every other character is a NUL"),
         ("x.txt", "a\tsafe\nb\tunsafe\n", "each line has a tab, as in a table"),
         ("x.jsonl.gz", "not packed", "not a whole .gz file"),
         ("x.pkl", "", "a pickle runs code"),

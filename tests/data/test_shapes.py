@@ -172,7 +172,7 @@ def test_preferred_and_rejected_answers_stay_in_step(tmp_path: Path) -> None:
     assert good.rows == tuple((p, p == "b", f"yes {p}", None) for p in "abc")
     assert bad.rows == tuple((p, p == "b", f"no {p}", None) for p in "abc")
     assert (good.dropped, bad.dropped) == (1, 1)
-    with pytest.raises(TiterError, match="is read as prompts and answers"):
+    with pytest.raises(TiterError, match="has no pairs of answers"):
         preferences(put(tmp_path, [{"prompt": "a", "output": "b"}]))
 
 

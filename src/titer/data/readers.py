@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from titer.core.errors import Faulty, TiterError, beside, visible
+from titer.data.content import check_content
 from titer.data.formats import CHAT, CLASS, COMPLY, FORMAT, PROMPT
 from titer.data.tables import folder_table, table
 
@@ -40,6 +41,7 @@ HEADING = re.compile(r"#{1,6} ")  # of Markdown
 BULLET = re.compile(r"(?:\d{1,4}[.)]|[-*\u2022])\s+(?=\S)")  # before each line of a list
 GAP = re.compile(r"[,\s]*")  # between two values
 BESIDE = re.compile(r"\}\s+\{(?=['\"])")  # between two objects of an array, as numpy prints it
+PYTHON = re.compile(r"\s*\[?\s*\{\s*'")  # an object as Python prints it
 UNSEEN = re.compile("[\u200b-\u200d\u2060\ufeff]+")  # in a column's name
 COLUMNS = {*PROMPT, *CHAT, *COMPLY, *CLASS, "refuse", "text", "input"}
 HEADER = re.compile(r'"?[a-z_]+"?(?:\s*,\s*"?[a-z_]+"?)+')  # names of columns
@@ -97,6 +99,7 @@ def load(path: str | Path, suffixes: Sequence[str] = SUFFIXES, expected: str = F
         raise TiterError(f"no data file at {visible(str(path), 200)!r}", expected="" if close else expected, next_step=close)
     whole = file.read_bytes()
     checksum = hashlib.sha256(whole).hexdigest()
+    check_content(name, packing or suffix, whole)
     body = _unpacked(name, packing, whole) if packing else whole
     if suffix == ".parquet":
         return File(name, suffix, checksum, "", table(name, body, "Parquet"))
@@ -199,6 +202,8 @@ def whole(where: str, *texts: str | None) -> None:
             f"{where}: {wrong[0]} is a spreadsheet's error, not a text",
             next_step="format that column of the sheet as text, and enter it again.",
         )
+    if any(5 * text.count("\0") > 2 * len(text) for text in texts if text):
+        raise Faulty(f"{where}: every other character is a NUL, so a part of the file is UTF-16", next_step="save the whole file as UTF-8.")
     if any("\ud800" <= letter <= "\udfff" for text in texts if text for letter in text):
         raise TiterError(f"{where}: a text has half of a two-part character (a surrogate)", expected="whole characters")
 
@@ -284,7 +289,9 @@ def _parsed(name: str, text: str, line: int = 0) -> Any:
     except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, nesting without end
         at = f"line {line or getattr(error, 'lineno', 1)}, column {getattr(error, 'colno', 1)}"
         why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", "a number with too many digits")
-        raise TiterError(f"{name}, {at}: not JSON ({why})", next_step="correct that line, or save the file again.") from None
+        python = PYTHON.match(text)
+        then = "write each row with json.dumps: these are Python's quotes." if python else "correct that line, or save the file again."
+        raise TiterError(f"{name}, {at}: not JSON ({why})", next_step=then) from None
     if twice:
         raise _twice(f"{name}, line {line}" if line else name, twice[0])
     return found

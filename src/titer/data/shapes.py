@@ -22,8 +22,9 @@ from titer.core.errors import Faulty, TiterError, unknown, visible
 from titer.data import formats
 from titer.data.formats import BEHIND, CHAT, CLASS, COMPLY, EARLIER, FORMAT, HARM, PAIR, PREFERENCE, PROMPT, SAFE, SEEN, SYSTEM, UNSAFE
 from titer.data.prompt_sets import UNSTATED
-from titer.data.readers import Row, listed, whole
+from titer.data.readers import Row, whole
 from titer.data.turns import (
+    PICTURED,
     LeftOut,
     Turn,
     besides,
@@ -33,6 +34,7 @@ from titer.data.turns import (
     is_transcript,
     plain_text,
     transcript,
+    turns_of,
     unanswered,
     with_system,
     written,
@@ -50,6 +52,7 @@ TRUTHS = {"true": True, "false": False}
 NUMBERS = {**TRUTHS, "1": True, "1.0": True, "0": False, "0.0": False}  # values of an unpaired label
 YES = {"yes": True, "no": False, "y": True, "n": False}
 WORDS = NUMBERS | dict.fromkeys((*NOT_SAFE, *HARMS), True) | dict.fromkeys(("safe", "harmless", "benign", *NOT_HARMS), False)
+SAID = {*WORDS} - {*NUMBERS}  # words that say safe or unsafe, whatever their column's name
 OF_SAFE = {word: not said for word, said in (NUMBERS | YES).items()} | {"safe": False} | dict.fromkeys(NOT_SAFE, True)
 WISHES = dict.fromkeys(formats.WANTED, True) | dict.fromkeys(formats.UNWANTED, False)
 OPENAI_PAIR = ("preferred_output", "non_preferred_output")
@@ -69,7 +72,7 @@ class Shape(NamedTuple):
 def straight(rows: Iterable[Row]) -> list[Row]:
     """Brings rows to one form: turns as lists (a .csv file has JSON, a column may have a single turn), pairs as chosen and rejected."""
     columns = (*CHAT, *PREFERENCE, "prompt", "completion")
-    found: list[Row] = [(where, _paired({k: _turns_of(v) if k in columns else v for k, v in row.items()})) for where, row in rows]
+    found: list[Row] = [(where, _paired({k: turns_of(v) if k in columns else v for k, v in row.items()})) for where, row in rows]
     there = {key for _, row in found for key in row}
     if there & {*PROMPT, *CHAT, *PREFERENCE, *PAIR, "role"}:
         return found
@@ -87,14 +90,6 @@ def _paired(row: Mapping[str, Any]) -> Mapping[str, Any]:
         column = next((key for key in CHAT if is_asked(row.get(key))), "")
         return {"prompt" if key == column else key: value for key, value in row.items()}
     return row
-
-
-def _turns_of(value: Any) -> Any:
-    if isinstance(value, Mapping) and {"role", "from"} & set(value):
-        return [value]
-    if isinstance(value, str) and value.lstrip().startswith("[{") and (found := listed(value)) is not None:
-        return found if all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in found) else value
-    return value
 
 
 def shape(name: str, rows: Sequence[Row], reading: str | None = None, need: Need = "answers") -> Shape:
@@ -162,7 +157,7 @@ def parsed(where: str, row: Mapping[str, Any], labelled: bool, reading: str = "p
     Raises LeftOut if the row cannot be used (turns of tools, an image, no answer to train, a completion that is not wanted).
     """
     if any(_filled(row.get(key)) for key in SEEN):
-        raise LeftOut("with an image, a video or a sound")
+        raise LeftOut(PICTURED)
     wish = next((key for key in formats.WISH if _filled(row.get(key))), "label")
     stated = {**row, wish: None} if reading == "unpaired" else row
     harmful = harmful_in(where, stated)
@@ -258,10 +253,12 @@ def _no_class(where: str, row: Mapping[str, Any], reading: str) -> TiterError:
         what = f"{visible(repr(row[column]), 60)} is neither safe nor unsafe"
     elif reading in ("chat", "preference"):
         what += f" (the file is read as {reading})"
+    says = next((key for key, word in row.items() if key not in CLASS and isinstance(word, str) and word.strip().lower() in SAID), "")
+    then = f"call the column {visible(says, 60)} label, if it says so of the prompts" if says else "add the column"
     return TiterError(
         f"{where}, column {column}: {what}",
         expected=FORMAT,
-        next_step="add the column; or, if it is the same for all prompts, give safe:FILE or unsafe:FILE.",
+        next_step=f"{then}; or, if it is the same for all prompts, give safe:FILE or unsafe:FILE.",
     )
 
 

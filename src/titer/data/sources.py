@@ -19,6 +19,7 @@ from pydantic import Field
 
 from titer.core.config import Record
 from titer.core.errors import Faulty, TiterError, visible
+from titer.data.cards import card_features
 from titer.data.cells import prompts_checked, unflagged
 from titer.data.cut import SHARE, in_words
 from titer.data.draws import drawn
@@ -29,6 +30,7 @@ from titer.data.hub import is_hub, load_hub
 from titer.data.prompt_sets import PREFIXES, SAFE, UNSAFE, as_plain, recognised
 from titer.data.readers import File, Row, load, records
 from titer.data.shapes import Need, Parsed, Shape, pair, parsed, shape, straight
+from titer.data.tables import named
 from titer.data.turns import LeftOut, request, turns
 
 T = TypeVar("T")
@@ -183,8 +185,10 @@ def preferences(path: str | Path, reading: str | None = None) -> tuple[TextData,
     """
     file, rows, form, told = _opened(path, reading, "pairs")
     if form.reading != "preference":
+        there = dict.fromkeys(key for _, row in rows for key in row)
         raise TiterError(
-            f"{file.name} is read as {_in_words(form, True, False)}", expected="a file with the columns prompt, chosen and rejected"
+            f"{file.name} has no pairs of answers; its columns are {visible(', '.join(there), 120)}",
+            expected="a file with the columns prompt, chosen and rejected",
         )
     found, left_out = _of_use(rows, lambda where, row: (pair(where, row), parsed(where, row, False, "preference", "pairs")[1]))
     good, bad = (
@@ -227,7 +231,8 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
     """Opens a file; returns (file, its rows, how they are read, notes). A published set, named or recognised, becomes plain rows."""
     prefix, place = place_of(path)
     file = load_hub(place) if is_hub(place) else load(place)
-    rows, told = unflagged(straight(records(file))), ""
+    found, classes = _by_card(place, file, list(records(file)))
+    rows, told = unflagged(straight(found)), ""
     columns = {key for _, row in rows for key in row}
     if name := prefix if prefix not in ("", SAFE, UNSAFE) else "" if reading else recognised(file.name, columns):
         rows, told = as_plain(name, file.name, rows)
@@ -235,7 +240,18 @@ def _opened(path: str | Path, reading: str | None, need: Need) -> tuple[File, li
         rows = [(where, {**row, "harmful": prefix == UNSAFE}) for where, row in rows]
         told = f"every prompt of {file.name} counts as {prefix}, as {prefix}:FILE says"
     form = shape(file.name, rows, reading, need)
-    return file, rows, form, (*filter(None, [told]), *form.told, *prompts_checked(file.name, rows, form))
+    return file, rows, form, (*filter(None, [classes, told]), *form.told, *prompts_checked(file.name, rows, form))
+
+
+def _by_card(place: str | Path, file: File, rows: list[Row]) -> tuple[list[Row], str]:
+    """Replaces class numbers by the names that the data set's card beside the file gives them; returns (rows, a note, "" without one)."""
+    said, card = ({}, "") if is_hub(place) else card_features(Path(place))
+    features = {column.strip().lower(): feature for column, feature in said.items()}
+    renamed = [(where, row) for (where, _), row in zip(rows, named(features, (row for _, row in rows), file.name), strict=True)]
+    columns = [
+        column for column in features if any(old.get(column) != new.get(column) for (_, old), (_, new) in zip(rows, renamed, strict=True))
+    ]
+    return renamed, f"{file.name}: {card} names the classes of {visible(', '.join(columns), 120)}" if columns else ""
 
 
 def place_of(path: str | Path) -> tuple[str, str | Path]:

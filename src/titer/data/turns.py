@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 from titer.core.errors import Faulty, TiterError, visible
+from titer.data.readers import listed
 
 MARK = "\x1e"
 Role = Literal["system", "user", "assistant"]
@@ -30,6 +31,7 @@ TOOLS = ("tool", "function", "ipython", "tool_calls", "function_call", "observat
 SAYS = (("role", "from", "speaker"), ("content", "value", "parts", "text", "refusal"))  # keys of a turn: who speaks, what is said
 WEIGHTS = ("weight", "train", "loss")  # keys that say whether a turn is trained: 0 or false means no
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # how transcripts name their speakers; source: Anthropic's HH-RLHF
+PICTURED = "with an image, a video or a sound"  # why a row is left out
 WANTED = "a list of turns, each {role, content} or {from, value}: a system text or none, then user and assistant in turn"
 
 
@@ -94,7 +96,8 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
 
     Texts without speakers are the user's and the assistant's in turn; an empty system text is left out. An answer with
     weight 0 is not trained, so all turns after the last answer with another weight are cut off. Errors, each with its place: not a list of
-    turns, an unknown speaker, an empty turn, speakers out of turn. Raises LeftOut for turns of tools, or if no answer is to be trained.
+    turns, an unknown speaker, an empty turn, speakers out of turn. Raises LeftOut for turns of tools, for images, or if no answer
+    is to be trained.
     """
     place = f"{where}, column {column}"
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
@@ -103,6 +106,8 @@ def conversation(where: str, column: str, value: Any) -> tuple[Turn, ...]:
         raise Faulty(f"{place}: {visible(repr(value), 60)}", expected=WANTED)
     if any(turn.get("role", turn.get("from")) in TOOLS or any(turn.get(key) for key in TOOLS) for turn in value):
         raise LeftOut("with turns of tools")
+    if any(_pictured(part) for turn in value if isinstance(content := _of(turn, SAYS[1]), list) for part in content):
+        raise LeftOut(PICTURED)
     first = _of(value[0], SAYS[0])
     value = value[1:] if len(value) > 1 and first in SPEAKERS["system"] and _blank(_of(value[0], SAYS[1])) else value
     found = tuple(_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(value, start=1))
@@ -125,12 +130,30 @@ def _thought(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") in ("thinking", "reasoning", "redacted_thinking")
 
 
+def _pictured(part: Any) -> bool:
+    """Tells whether a part of content is an image, a video or a sound: {type: image_url, ...}, {type: input_audio, ...}."""
+    return isinstance(part, Mapping) and re.search("image|video|audio", str(part.get("type")), re.IGNORECASE) is not None
+
+
 def _blank(content: Any) -> bool:
     return content is None or content == [] or (isinstance(content, str) and not content.strip())
 
 
 def _of(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((turn[key] for key in keys if turn.get(key) is not None), None)
+
+
+def turns_of(value: Any) -> Any:
+    """Returns turns as a list: of a single turn, of turns in JSON (a .csv file's cell), and of a table of turns, {role: [...], content:
+    [...]}, as Parquet files of older `datasets` hold them; anything else unchanged."""
+    if isinstance(value, Mapping) and {"role", "from"} & set(value):
+        cells = list(value.values())
+        if all(isinstance(cell, list) and len(cell) == len(cells[0]) for cell in cells):
+            return [dict(zip(value, turn, strict=True)) for turn in zip(*cells, strict=True)]
+        return [value]
+    if isinstance(value, str) and value.lstrip().startswith("[{") and (found := listed(value)) is not None:
+        return found if all(isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in found) else value
+    return value
 
 
 def transcript(where: str, column: str, text: str) -> tuple[Turn, ...]:
