@@ -129,7 +129,10 @@ def test_as_many_prompts_as_the_gate_needs(titer: Titer, here: Path, wrong: Wron
         ("unsafe_refused falls by 5", "Expected: NAME drops > POINTS"),
         ("gsm8k drops > 5", "SET: unsafe, prefill, safe"),
         ("turned_layers drops > 1", "use > or <"),
-        ("unsafe_refused drops > 500", "at most 100 points"),
+        ("unsafe_refused drops > 500", "decides nothing"),
+        ("unsafe_refused > 100", "decides nothing: a share of answers is from 0 to 100 points"),
+        ("safe_refused drops > 100", "decides nothing"),
+        ("unsafe_refused < 0", "decides nothing"),
         ("unsafe_refused drops > 0.05", "write 5 points, or 0.05 points if you mean that little"),
     ],
 )

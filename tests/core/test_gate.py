@@ -89,6 +89,19 @@ def test_names_are_read_as_they_are_written() -> None:
     assert (beside.control, beside.at, limit("a drops > 5").control) == (True, 5.0, False)
     named = limit("kind is not benign, rounding or cannot say")
     assert (named.kinds, named.above) == (("benign", "rounding", "cannot say"), False)
-    for wrong in ("", "a", "a drops", "kind is", "a > 5 beyond control", "a drops > x", "a drops > -5", "a = 5", "a drops > 5 or b > 3"):
+    for wrong in (
+        "",
+        "a",
+        "a drops",
+        "kind is",
+        "a > 5 beyond control",
+        "a drops > x",
+        "a drops > -5",
+        "a = 5",
+        "a => 5",
+        "a =< 5",
+        "!a > 5",
+        "a drops > 5 or b > 3",
+    ):
         with pytest.raises(TiterError, match="--fail-if"):
             limit(wrong)

@@ -85,8 +85,12 @@ def limits(texts: Sequence[str], asked: Question, audited: Audited) -> tuple[Lim
                 f"--fail-if {visible(one.text, 80)!r}: limits on shares are in percentage points, and {one.at:g} looks like a share of 1",
                 next_step=f"write {100 * one.at:g} points, or {one.at:g} points if you mean that little.",
             )
-        if one.name in rates and one.at > 100:
-            raise TiterError(f"--fail-if {visible(one.text, 80)!r}", expected="a limit of at most 100 points")
+        if one.name in rates and (one.at > 100 or (one.at == 100 if one.above else one.at == 0 and not one.move)):
+            raise TiterError(
+                f"--fail-if {visible(one.text, 80)!r} decides nothing: a share of answers is from 0 to 100 points",
+                expected="a limit that some share is beyond",
+                next_step="write a number between 0 and 100.",
+            )
     return found
 
 

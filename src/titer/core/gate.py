@@ -24,7 +24,9 @@ STATUS: dict[Decided, int] = {"fail": 3, "cannot resolve": 4, "pass": 0}  # exit
 POWER = 0.8
 FLIPS = 0.05  # assumed share of prompts whose outcome changes anyway, half of them in each direction
 TAILS = 9.0  # standard deviations; counts further out are left out
-FORM = re.compile(r"([^<>]+?)(?:\s+(drop|rise)s?(?:\s+by)?)?\s*([<>])\s*(\d+(?:\.\d+)?)\s*(?:points?|%)?(\s+beyond\s+(?:the\s+)?control)?")
+FORM = re.compile(
+    r"([^<>=!]+?)(?:\s+(drop|rise)s?(?:\s+by)?)?\s*([<>])\s*(\d+(?:\.\d+)?)\s*(?:points?|%)?(\s+beyond\s+(?:the\s+)?control)?"
+)
 KIND = re.compile(r"kind\s+is\s+(not\s+)?(\S.*)")
 
 
