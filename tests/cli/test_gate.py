@@ -140,6 +140,10 @@ def test_what_is_no_limit_is_told_in_a_sentence(wrong: Wrong, text: str, said: s
     assert said in wrong(*AUDIT, *gate(text))
 
 
+def test_a_file_of_the_users_own_is_not_overwritten(wrong: Wrong) -> None:
+    assert "d.csv is there, and is no JUnit file" in wrong(*AUDIT, "--junit", "d.csv", "--dry-run")
+
+
 @pytest.mark.long
 def test_nothing_drops_in_one_model(wrong: Wrong, titer: Titer) -> None:
     one = ("audit", "m", "--data", "d.csv", "--max-new-tokens", "2")

@@ -17,6 +17,7 @@ from tests.conftest import llama
 from tests.report.conftest import hostile_report
 from titer import api
 from titer.core.errors import TiterError
+from titer.core.run import replaceable
 from titer.data.world import World
 from titer.evaluate import rates
 from titer.report import bundle
@@ -139,6 +140,23 @@ def test_what_is_no_bundle_is_refused(text: bytes, tmp_path: Path) -> None:
         out.writestr("a", "b")
     with pytest.raises(TiterError, match="is not a bundle"):
         api.verify(tmp_path / "x.zip")
+
+
+def test_a_file_of_the_users_own_is_not_overwritten(tmp_path: Path) -> None:
+    for name, held in (("d.csv", "prompt,label\n"), ("b.zip", ""), ("new/b.zip", None)):
+        if held is not None:
+            (tmp_path / name).write_text(held)
+        if held:
+            with pytest.raises(TiterError, match="is there, and is no bundle: it would be lost"):
+                replaceable(tmp_path / name, b"PK", "bundle")
+        else:
+            assert replaceable(tmp_path / name, b"PK", "bundle") == tmp_path / name
+    assert (tmp_path / "d.csv").read_text() == "prompt,label\n"
+    with pytest.raises(TiterError, match="is there"):
+        replaceable(tmp_path, b"PK", "bundle")
+    for place, said in ((tmp_path, "is a folder"), (tmp_path / "none.zip", "is not there")):
+        with pytest.raises(TiterError, match=f"{said}.*--bundle FILE"):
+            api.verify(place)
 
 
 @pytest.mark.long

@@ -23,7 +23,7 @@ from titer.commands.judging import Review
 from titer.commands.requests import AuditRequest
 from titer.core.errors import TiterError, visible
 from titer.core.gate import limit
-from titer.core.run import Store, slug, write_text
+from titer.core.run import Store, replaceable, slug, write_text
 from titer.integrations import inspect_ai
 from titer.integrations.inspect_log import write_logs
 from titer.models.checkpoint import Checkpoint
@@ -62,6 +62,8 @@ def prepare(order: AuditRequest) -> list[Tune]:
     serving_of(order.engine)
     if order.inspect_logs is not None:
         inspect_ai.must_be_installed()
+    if order.junit is not None:
+        replaceable(Path(order.junit), b"<?xml", "JUnit file")
     for text in order.fail_if:
         limit(text)  # its form is checked before anything is opened
     parts, opened, found = each(order.models, not order.no_base), dict[str, Checkpoint](), list[Tune]()

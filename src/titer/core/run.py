@@ -21,13 +21,25 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from titer.core.config import canonical, digest, made_by
-from titer.core.errors import TiterError
+from titer.core.errors import TiterError, visible
 
 Tell = Callable[[str], None]
 
 
 def quiet(_: str) -> None:
     """Prints nothing: the `tell` of a silent store."""
+
+
+def replaceable(path: Path, begins: bytes, what: str) -> Path:
+    """Returns the path of a file to be written. Errors: a folder, or a file that does not begin as `what` does: it is the user's own."""
+    if path.is_file():
+        with path.open("rb") as file:
+            own = file.read(len(begins)) not in (b"", begins)
+    else:
+        own = path.is_dir()
+    if own:
+        raise TiterError(f"{visible(str(path), 160)} is there, and is no {what}: it would be lost", next_step="give a new name.")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

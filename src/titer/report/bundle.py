@@ -22,7 +22,7 @@ from pydantic import Field
 from titer.core.claims import Claim
 from titer.core.config import Record, build
 from titer.core.errors import TiterError, unknown, visible
-from titer.core.run import sha256_of
+from titer.core.run import replaceable, sha256_of
 from titer.evaluate import rates
 from titer.models.fetch import resolve
 from titer.report.card import AGAIN, read_report
@@ -54,7 +54,8 @@ class Check(Record):
 
 
 def write_bundle(report: Path, file: Path) -> Manifest:
-    """Packs a report's folder into a zip file. Errors: those of `read_report`; a report of an older version, which kept no answers."""
+    """Packs a report's folder into a zip file. Errors: those of `read_report`; a report of an older version, which kept no answers; the
+    file is there and is no bundle."""
     told = read_report(report, rated=False).summary.provenance
     if not (report / ANSWERS).is_file():
         raise TiterError(f"{report / ANSWERS} is missing", next_step=AGAIN)
@@ -64,6 +65,7 @@ def write_bundle(report: Path, file: Path) -> Manifest:
         models={name.removeprefix("model "): key for name, key in told.items() if name.startswith("model ")},
         data=told.get("data sha256", ""),
     )
+    replaceable(file, b"PK", "bundle").parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr(zipfile.ZipInfo(MANIFEST, MADE), manifest.model_dump_json(indent=1), zipfile.ZIP_DEFLATED)
         for name, path in zip(manifest.files, paths, strict=True):
@@ -73,6 +75,9 @@ def write_bundle(report: Path, file: Path) -> Manifest:
 
 def verify(file: Path, models: Sequence[str] = (), data: Path | None = None) -> list[Check]:
     """Checks a bundle's files and rates and, if they are given, models and data. Errors: the file is no zip or has no manifest of Titer."""
+    if file.is_dir() or not file.exists():
+        what = "is a folder" if file.is_dir() else "is not there"
+        raise TiterError(f"{visible(str(file), 160)} {what}", expected="a bundle", next_step="write one: titer report RUN --bundle FILE.")
     try:
         with zipfile.ZipFile(file) as held:
             manifest = build(Manifest, json.loads(_read(held, MANIFEST)), f"manifest of {file.name}")
