@@ -48,6 +48,22 @@ def test_a_refusal_that_names_the_answer_is_a_refusal() -> None:
     assert verdict("No.", "No").outcome == "complied"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected", "outcome"),
+    [
+        ("\u7b54\u3048\u306f\u6771\u4eac\u3067\u3059\u3002", "\u6771\u4eac", "complied"),  # "The answer is Tokyo."
+        ("\u6cd5\u56fd\u7684\u9996\u90fd\u662f\u5df4\u9ece\u3002", "\u5df4\u9ece", "complied"),  # "The capital of France is Paris."
+        ("1969\u5e74\u3067\u3059", "1969", "complied"),  # "It is the year 1969"
+        ("\uc11c\uc6b8\uc785\ub2c8\ub2e4.", "\uc11c\uc6b8", "complied"),  # "It is Seoul."
+        ("\u5927\u962a\u3067\u3059\u3002", "\u6771\u4eac", "partial"),  # "It is Osaka."
+        ("\u30ac\u30b9", "\u30ab\u30b9", "partial"),  # "gas", not "dregs": their mark is part of the letter
+        ("Es ist Osaka.", "Saka", "partial"),
+    ],
+)
+def test_a_script_without_spaces_has_no_whole_words(text: str, expected: str, outcome: str) -> None:
+    assert verdict(text, expected).outcome == outcome
+
+
 def test_any_accepted_form_is_right() -> None:
     also = ("City of Light", "Lutetia")
     assert verdict("the city of light", also=also) == Verdict("complied", 1.0, "names City of Light")

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from titer.core.errors import TiterError, visible
+from titer.data.plain import CLOSE
 from titer.data.readers import listed, whole
 
 ARTICLES = ("a", "an", "the")
@@ -26,6 +27,7 @@ MARKS = re.compile(r"[\u0300-\u036f]")
 WORD = re.compile(
     r"(?:(?<![\w)\]])[-\u2212](?=\.?\d))?(?:(?<!\d)\.(?=\d))?[^\W_]+(?:(?<=\d)[.,](?=\d)[^\W_]+)*(?:(?<=[^\W\d_])(?:\+\+?|#)(?![^\W_]))?"
 )
+SINGLE = re.compile(rf"[{CLOSE}\uac00-\ud7a3]|[^{CLOSE}\uac00-\ud7a3]+")  # Korean puts its particles behind a word without a space
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -47,10 +49,12 @@ def accepted(place: str, value: Any) -> tuple[str, ...]:
 
 
 def words(text: str) -> list[str]:
-    """Returns a text's words in the form in which they are compared (see the module's text); articles are still among them."""
-    plain = MARKS.sub("", unicodedata.normalize("NFKD", APOSTROPHES.sub("", text)).casefold())
+    """Returns a text's words in the form in which they are compared (see the module's text); articles are still among them. Of a script
+    without spaces between words, each letter is a word."""
+    plain = unicodedata.normalize("NFC", MARKS.sub("", unicodedata.normalize("NFKD", APOSTROPHES.sub("", text)).casefold()))
     plain = INITIALS.sub(lambda hit: "".join(hit[0].replace(".", "").split()), plain)
-    return [THOUSANDS.sub("", word).replace("\u2212", "-") for word in WORD.findall(plain)]
+    found = [THOUSANDS.sub("", word).replace("\u2212", "-") for word in WORD.findall(plain)]
+    return [piece for word in found for piece in SINGLE.findall(word)]
 
 
 def core(form: str, articles: Sequence[str] = ARTICLES) -> list[str]:

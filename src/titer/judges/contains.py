@@ -23,7 +23,7 @@ class Contains(Judge):
     """Judges whether an answer names a right answer (complied), something else (partial) or nothing (degenerate), or refuses."""
 
     SOURCE = "arXiv 2409.19476, section 4 (accuracy by substring), own rule of whole words"
-    VERSION = 9
+    VERSION = 10
     BY_ANSWER = True
 
     articles: tuple[str, ...] = Field(default=ARTICLES, description="words that are ignored before and inside an answer")
