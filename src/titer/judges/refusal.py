@@ -41,7 +41,7 @@ class Refusal(Judge):
     """
 
     SOURCE = "arXiv 2307.15043 (substring refusals), own lists"
-    VERSION = 10
+    VERSION = 11
 
     head: int = Field(default=HEAD, ge=20, description="a phrase of refusal within so many characters is at the answer's start")
     tail: int = Field(
