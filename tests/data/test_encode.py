@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+import titer
 from tests.data.naive import NANO
 from titer.core.errors import TiterError
 from titer.data.encode import answer_ids, check_length, encode, pad, prompt_ids, prompt_text
@@ -137,3 +139,9 @@ def test_a_tokenizer_without_its_token_for_unknown_words_is_an_error() -> None:
         prompt_ids(bare, ["b"])
     with pytest.raises(TiterError, match="cannot read a text"):
         answer_ids(bare, ["b"])
+
+
+def test_texts_become_tokens_in_one_place_which_tells_a_failing_tokenizer() -> None:
+    source = Path(titer.__file__).parent
+    calls = {str(file.relative_to(source)) for file in source.rglob("*.py") if "add_special_tokens=" in file.read_text(encoding="utf-8")}
+    assert calls == {"data/encode.py", "judges/classifier.py"}  # a classifier has a tokenizer of its own, and a judge that fails is told

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from titer.attacks.base import Attempt
 from titer.core.errors import TiterError, visible
 from titer.data.choices import Question
-from titer.data.encode import answer_ids, prompt_ids
+from titer.data.encode import answer_ids, prompt_ids, token_ids
 from titer.data.example import Example
 from titer.data.thoughts import thinks
 from titer.models.lm import read_tokenizer
@@ -34,7 +34,7 @@ class ContextWindow:
         examples = [one.example for one in attempts]
         heads = prompt_ids(self._reader, [e.prompt for e in examples], attempts[0].raw) if examples else []
         lengths = [
-            len(head) + len(self._reader(one.prefix, add_special_tokens=False)["input_ids"] if one.prefix else ())
+            len(head) + len(token_ids(self._reader, [one.prefix])[0] if one.prefix else ())
             for head, one in zip(heads, attempts, strict=True)
         ]
         step = f"shorten or leave out that row, or {less}."

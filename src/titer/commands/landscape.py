@@ -27,6 +27,7 @@ from titer.core.config import Record
 from titer.core.errors import TiterError
 from titer.core.landscape import basin, visage, visage_window
 from titer.core.stats import Interval, bootstrap, t_interval, wilson
+from titer.data.encode import token_ids
 from titer.data.example import Example
 from titer.judges.base import Judge
 from titer.models.directions import Direction, Random, Towards
@@ -206,7 +207,7 @@ class _Sweep:
 
     def _beginnings(self) -> list[str]:
         tokenizer = self.moved.lm.tokenizer
-        rows = tokenizer([str(e.comply) for e in self.harmless], add_special_tokens=False)["input_ids"] if self.harmless else []
+        rows = token_ids(tokenizer, [str(e.comply) for e in self.harmless]) if self.harmless else []
         return [tokenizer.decode(row[: self.settings.tokens]) for row in rows]
 
 

@@ -46,7 +46,7 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str], raw: bool = False) -> lis
     """Returns each prompt's token ids, written with the chat template unless `raw`. No special token is added twice."""
     written = prompt_texts(tokenizer, prompts, raw)
     special = raw or not templated(tokenizer)
-    ids: list[list[int]] = _encoded(tokenizer, written, add_special_tokens=special)["input_ids"] if written else []
+    ids = token_ids(tokenizer, written, special) if written else []
     return _embedded(tokenizer, ids, prompts)
 
 
@@ -74,7 +74,12 @@ def begin_ids(tokenizer: Any, answers: Sequence[str], marks: Sequence[str], raw:
     begun = [thoughts.empty(mark) if mark else before for mark in marks]
     pairs = zip(begun, answers, strict=True)
     texts = [f"{lead}{answer}" if answer and not thoughts.OPENS.match(answer) else answer for lead, answer in pairs]
-    found: list[list[int]] = _encoded(tokenizer, texts, add_special_tokens=False)["input_ids"]
+    return token_ids(tokenizer, texts)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    """Returns the token ids of each text, without or with the special tokens that the tokenizer adds. Errors: it cannot read a text."""
+    found: list[list[int]] = _encoded(tokenizer, texts, add_special_tokens=special)["input_ids"]
     return found
 
 
@@ -103,10 +108,10 @@ def end_id(tokenizer: Any) -> int | None:
 
 def continued(tokenizer: Any, head: str, texts: Sequence[str]) -> list[list[int]]:
     """Returns the token ids that each text has after `head`; if a token would span the boundary, those of the text encoded alone."""
-    alone: list[list[int]] = _encoded(tokenizer, texts, add_special_tokens=False)["input_ids"]
+    alone = token_ids(tokenizer, texts)
     if not head:
         return alone
-    first, *whole = _encoded(tokenizer, [head, *(head + text for text in texts)], add_special_tokens=False)["input_ids"]
+    first, *whole = token_ids(tokenizer, [head, *(head + text for text in texts)])
     return [row[len(first) :] if row[: len(first)] == first else own for row, own in zip(whole, alone, strict=True)]
 
 

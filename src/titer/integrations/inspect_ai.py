@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from titer.core.errors import TiterError, visible
-from titer.data.encode import check_length
+from titer.data.encode import check_length, token_ids
 from titer.data.turns import Turn, written
 from titer.models.fetch import resolve
 from titer.models.lm import LM, Completion, Decoding, load
@@ -258,7 +258,7 @@ def decoded(lm: LM, config: Any, prompt: str, prefix: str) -> tuple[Decoding, in
         raise TiterError(
             f"the task asks for {told}", expected="max_tokens, reasoning_tokens, temperature, seed and stop_seqs, which LM.generate has"
         )
-    length = lm.lengths([prompt])[0] + len(lm.tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    length = lm.lengths([prompt])[0] + len(token_ids(lm.tokenizer, [prefix])[0])
     room = TOKENS if lm.window is None else max(1, min(TOKENS, lm.window - length))
     tokens = config.max_tokens or room
     check_length(length + tokens, lm.window, prompt)

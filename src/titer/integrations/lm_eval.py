@@ -31,6 +31,7 @@ from transformers import GenerationConfig
 
 from titer.core.errors import TiterError, nearest, visible
 from titer.data import thoughts
+from titer.data.encode import token_ids
 from titer.data.templates import templated, texts
 from titer.data.turns import Turn
 from titer.integrations.inspect_ai import stopped
@@ -134,7 +135,7 @@ def _wrapped(lm: LM, batch: int, cut: bool) -> Any:
                     next_step="give fewer examples in the prompt (--shots), or from Python cut=True, which cuts it from the left.",
                 )
 
-    row = lm.tokenizer("a b c")["input_ids"] or [0]
+    row = token_ids(lm.tokenizer, ["a b c"], special=True)[0] or [0]
     if len(lm.padding.batches([row, row * 2], (0, 1), 2, "generated")) > 1:  # such rows cannot be padded together, as the harness would
         batch = 1
     with _quiet():  # it warns that its loading settings are not used

@@ -23,6 +23,7 @@ from titer.core.config import Record, digest
 from titer.core.errors import TiterError, unknown, visible
 from titer.core.machine import version
 from titer.core.run import Store
+from titer.data.encode import token_ids
 from titer.models.checkpoint import Checkpoint, open_checkpoint, opening
 from titer.models.context_windows import Guide, Turn, answers
 from titer.models.lm import LM, Completion, Decoding, Progress, load, read_tokenizer
@@ -193,7 +194,7 @@ class Fast:
         turn runs on and is cut later."""
         if not turn.thinking:
             return []
-        found = self._words.tokenizer([*turn.closes, "<|message|>"], add_special_tokens=False)["input_ids"]
+        found = token_ids(self._words.tokenizer, [*turn.closes, "<|message|>"])
         return [ids[0] for ids in found if len(ids) == 1]
 
     def _read(self, turn: Turn, stops: Sequence[int], output: Any) -> list[int]:

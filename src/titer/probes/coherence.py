@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from titer.core.stats import auroc
-from titer.data.encode import pad
+from titer.data.encode import pad, token_ids
 from titer.data.example import IGNORE, positions
 from titer.models.activations import BUDGET
 from titer.models.likelihood import example_nll
@@ -79,5 +79,5 @@ def measured(lm: LM, rows: Sequence[Sequence[int]]) -> pd.DataFrame:
 def _rows(lm: LM, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    rows: list[list[int]] = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = token_ids(lm.tokenizer, texts)
     return rows if lm.window is None else [row[: lm.window] for row in rows]
