@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from titer.attacks.base import Attack
 from titer.core.errors import TiterError
 from titer.core.plugins import PACKAGE, describe, names, plugin
+from titer.decoders.base import Decoder
 from titer.judges.base import Judge, Verdict
+from titer.methods.base import Method
+from titer.repairs.base import Repair
 
 KINDS = ("methods", "attacks", "judges", "probes")
 HEAD = '''"""Says the same of everything.
@@ -157,3 +163,17 @@ def test_a_file_from_outside_is_described_too(tmp_path: Path) -> None:
     text = describe("judges", written(tmp_path, "mine.py", HEAD + ONE.format(name="Mine")))
     assert text.startswith("Says the same of everything.")
     assert "size = 3" in text
+
+
+REPEATED = [  # settings that repeat work or reserve memory, which no other limit bounds
+    ("methods", "vaccine", "inner", Method),
+    *(("attacks", "soft_tokens", name, Attack) for name in ("n", "steps")),
+    *(("decoders", "averting", name, Decoder) for name in ("rounds", "hidden", "epochs")),
+    *(("repairs", "subspace_fusion", name, Repair) for name in ("steps", "batch")),
+]
+
+
+@pytest.mark.parametrize(("package", "name", "field", "kind"), REPEATED)
+def test_a_setting_that_repeats_work_without_end_is_refused(package: str, name: str, field: str, kind: type[Any]) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to"):
+        plugin(package, name, kind)(**{field: 99_999_999_999})

@@ -40,8 +40,8 @@ class SoftTokens(Attack):
     SOURCE = "arXiv 2407.10264, soft-token suffix (section 6)"
     VERSION = 1
 
-    n: int = Field(default=2, ge=1, description="tokens of the suffix")
-    steps: int = Field(default=10, ge=1, description="gradient steps; paper: 10")
+    n: int = Field(default=2, ge=1, le=4096, description="tokens of the suffix")
+    steps: int = Field(default=10, ge=1, le=100000, description="gradient steps; paper: 10")
     universal: bool = Field(default=False, description="one suffix for all requests, instead of one for each")
     random: bool = Field(default=False, description="random directions of the same norms, the control")
 

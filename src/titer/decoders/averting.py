@@ -58,10 +58,10 @@ class Averting(Decoder):
     top: int = Field(default=8, ge=1, description="how many of the likeliest tokens get a value V of their own")
     refuse_above: float | None = Field(default=None, ge=0, le=1, description="replace the answer by a refusal once V is above this")
     target: float | None = Field(default=None, gt=0, lt=1, description="share of unsafe answers to aim for; the strength is then found")
-    rounds: int = Field(default=12, ge=1, description="rounds of the search for the strength, each on all prompts it learned from")
-    hidden: int = Field(default=64, ge=1, description="hidden units of the GRU")
+    rounds: int = Field(default=12, ge=1, le=1000, description="rounds of the search for the strength, each on all prompts it learned from")
+    hidden: int = Field(default=64, ge=1, le=16384, description="hidden units of the GRU")
     answers: int = Field(default=512, ge=8, description="labelled answers that it learns from at most, drawn at random")
-    epochs: int = Field(default=40, ge=1, description="passes over these answers")
+    epochs: int = Field(default=40, ge=1, le=100000, description="passes over these answers")
     seed: int = Field(default=0, description="seed of the GRU's start and of the order of the answers")
 
     def check(self, examples: Sequence[Example]) -> None:

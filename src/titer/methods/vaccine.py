@@ -54,7 +54,7 @@ class Vaccine(Method):
     )
     scope: Scope = Field(default="batch", description="what one ball covers; paper: the batch (noise=variance has no ball)")
     every: int = Field(default=1, ge=1, description="tau: perturb in every tau-th step; paper: 1, and 100 or more if accelerated")
-    inner: int = Field(default=1, ge=1, description="K, projected ascent steps of min(1, 2.5 / K) rho; paper: 1")
+    inner: int = Field(default=1, ge=1, le=1000, description="K, projected ascent steps of min(1, 2.5 / K) rho; paper: 1")
     noise: Literal["", "variance", "norm"] = Field(default="", description="perturb at random instead of along the gradient")
     padding: bool = Field(default=False, description="perturb padding too, as the official code does")
     shared_dropout: bool = Field(default=False, description="use the same dropout masks in every pass; in the official code they differ")

@@ -49,9 +49,11 @@ class SubspaceFusion(Repair):
     NEUTRAL: ClassVar[dict[str, int]] = {"steps": 0}
     STRENGTH = None
 
-    steps: int = Field(default=100, ge=0, description="optimiser steps on the mask; paper: about 500; 0: no mask, only the merge")
+    steps: int = Field(
+        default=100, ge=0, le=1000000, description="optimiser steps on the mask; paper: about 500; 0: no mask, only the merge"
+    )
     lr: float = Field(default=0.05, gt=0, description="Adam's constant learning rate; paper: 1e-3 to 1e-2, over more steps")
-    batch: int = Field(default=8, ge=1, description="pairs in each step; paper: 16")
+    batch: int = Field(default=8, ge=1, le=4096, description="pairs in each step; paper: 16")
     beta: float = Field(default=0.1, gt=0, description="DPO's beta; paper: 0.1")
     temperature: float = Field(default=0.5, gt=0, description="T of the Concrete samples; paper: 0.5")
     export: Literal["hard", "soft", "sample"] = Field(default="hard", description="the mask that is written; official code: a sample")
