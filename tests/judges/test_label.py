@@ -169,3 +169,31 @@ def test_a_label_counts_outside_what_refuses(text: str, outcome: str) -> None:
 )
 def test_in_an_answer_that_refuses_a_label_counts_outside_of_that(text: str, outcome: str) -> None:
     assert verdict(text).outcome == outcome
+
+
+CHINESE, JAPANESE, KOREAN, THAI = ("正面", "负面"), ("肯定的", "否定的"), ("긍정", "부정"), ("บวก", "ลบ")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "text", "outcome"),
+    [
+        (CHINESE, "正面", "这条评论是正面的。", "complied"),
+        (CHINESE, "正面", "非常正面", "complied"),
+        (CHINESE, "正面", "不太正面", "partial"),
+        (CHINESE, "负面", "不是正面，而是负面。", "complied"),
+        (CHINESE, "正面", "正面和负面都有", "partial"),
+        (CHINESE, "正面", "我喜欢这部电影", "degenerate"),
+        (JAPANESE, "肯定的", "このレビューは肯定的です。", "complied"),
+        (JAPANESE, "肯定的", "肯定的ではありません", "partial"),
+        (JAPANESE, "否定的", "肯定的ではなく否定的です", "complied"),
+        (KOREAN, "부정", "긍정이 아니라 부정입니다", "complied"),
+        (KOREAN, "긍정", "긍정은 아닙니다", "partial"),
+        (KOREAN, "긍정", "무긍정", "degenerate"),
+        (THAI, "บวก", "ความรู้สึกเป็นบวกครับ", "complied"),
+        (THAI, "บวก", "ไม่ใช่บวก", "partial"),
+        (("positive", "negative"), "positive", "这是positive的", "complied"),
+        (("позитив", "негатив"), "позитив", "позитивный", "degenerate"),
+    ],
+)
+def test_labels_in_scripts_without_spaces_between_words(labels: tuple[str, ...], expected: str, text: str, outcome: str) -> None:
+    assert verdict(text, expected, Label(labels=labels)).outcome == outcome

@@ -1,9 +1,9 @@
 """Label judge for classification tasks (SST-2, AG News): does the answer name the expected label, and no other?
 
-A label counts if it stands as whole words, in capitals or not. This is stricter than the substring match usual for these tasks: an
-answer that names two labels, or denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a
-label is degenerate. In an answer that refuses, a label counts only if it stands outside the clauses that refuse: "I cannot judge
-negative reviews" is refused.
+A label counts if it stands as whole words, in capitals or not; in a script without spaces between words anywhere, and in Korean also before
+other letters, such as particles. This is stricter than the substring match usual for these tasks: an answer that names two labels, or
+denies one ("not positive"), is partial, and half a label ("sci") is not a label. An answer without a label is degenerate. In an answer
+that refuses, a label counts only if it stands outside the clauses that refuse: "I cannot judge negative reviews" is refused.
 Source: arXiv 2402.01109, section 5.1 (fine-tune accuracy); the strict rule is Titer's own.
 """
 
@@ -14,7 +14,7 @@ import re
 from pydantic import Field, model_validator
 
 from titer.data.example import Example
-from titer.data.plain import plain
+from titer.data.plain import CLOSE, plain
 from titer.data.refusals import turned_away
 from titer.data.tasks import TASKS
 from titer.judges.base import Judge, Verdict
@@ -26,14 +26,19 @@ ANNOUNCED = re.compile(
     r"^(?:(?:the |my )?(?:final )?(?:answer|label|sentiment|topic|category|class)(?: is|\s*:)\W*)"
 )  # an announcement before a label on its own line
 OFFERS = re.compile(r"\?|\b(?:if you|would you|let me|feel free|please|instead|happy to|glad to)\b", re.IGNORECASE)
-DENIED = r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?)?"
+DENIED = (  # before a label, in English, Chinese, Japanese and Thai; then behind it, in Japanese and Korean
+    r"(?P<denied>(?:\b(?:not|never|non|neither|nor|no)|n['\u2019]t)[\s-]+(?:[^\W_]+\s+)?"
+    r"|(?:[并並]?不是?|[并並]?非|[没沒]有?|無|无|ไม่(?:ใช่)?)(?:太|很|够|夠|完全|怎么|怎麼|ค่อย)?\s*)?"
+)
+BEHIND = r"(?P<behind>\s*(?:(?:で|じゃ)は?(?:ない|なく|ありません)|[이가은는] 아[니닌닙])|とは(?:言えない|いえない|言えません))?"
+CLOSED = rf"{CLOSE}\uac00-\ud7a3"  # letters that need no space between words
 
 
 class Label(Judge):
     """Judges whether an answer names the expected label only (complied), other labels (partial) or none (degenerate), or refuses."""
 
     SOURCE = "arXiv 2402.01109, section 5.1 (accuracy), own rule"
-    VERSION = 9
+    VERSION = 10
     BY_ANSWER = True
 
     labels: tuple[str, ...] | None = Field(
@@ -62,9 +67,9 @@ class Label(Judge):
             return Verdict("refused", 0.0, f"{phrase[:40]!r}")
         if not named:
             return Verdict("degenerate", 0.0, "names no label")
-        if denied := {hit["label"] for hit in found if hit["denied"]}:  # "positive, not negative" says positive
+        if denied := {hit["label"] for hit in found if _denied(hit)}:  # "positive, not negative" says positive
             meant = [label for label in named if label not in denied]
-            if len(meant) != 1 or any(not hit["denied"] and hit["label"] in denied for hit in found):
+            if len(meant) != 1 or any(not _denied(hit) and hit["label"] in denied for hit in found):
                 return Verdict("partial", 0.0, f"denies a label: {', '.join(named)}")
             named = meant
         if len(named) > 1:
@@ -88,6 +93,16 @@ def fold(text: str) -> str:
 
 
 def pattern(labels: list[str]) -> re.Pattern[str]:
-    """Returns a pattern that matches a folded label as whole words, with a denial before it if any; longer labels match first."""
+    """Returns a pattern that matches a folded label as whole words, with its denial if any; longer labels match first."""
     longest_first = sorted(labels, key=len, reverse=True)
-    return re.compile(rf"{DENIED}(?<![^\W_])(?P<label>{'|'.join(map(re.escape, longest_first))})(?![^\W_])")
+    return re.compile(rf"{DENIED}(?P<label>{'|'.join(map(_whole, longest_first))}){BEHIND}")
+
+
+def _whole(label: str) -> str:
+    """Returns a pattern of the label; next to a letter that needs a space between words there is no other one."""
+    before = "" if re.match(f"[{CLOSE}]", label[0]) else rf"(?<![^\W_{CLOSE if 'ᄀ' <= label[0] <= '힣' else CLOSED}])"
+    return before + re.escape(label) + ("" if re.match(f"[{CLOSED}]", label[-1]) else rf"(?![^\W_{CLOSED}])")
+
+
+def _denied(hit: re.Match[str]) -> bool:
+    return bool(hit["denied"] or hit["behind"])
