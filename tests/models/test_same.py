@@ -201,10 +201,10 @@ def test_a_further_token_that_ends_an_answer_is_a_difference(folder: Path) -> No
     base, there = open_checkpoint(folder), other(folder)
     usual = read_tokenizer(base).eos_token_id
     told = {}
-    for name, ids in (("usual", usual), ("further", [usual, 7])):
+    for name, ids in (("usual", usual), ("further", [usual, 7]), ("none of its", [usual, 10**20])):
         (there / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
         told[name] = configured_apart(base, open_checkpoint(there))
-    assert told["usual"] == []
+    assert told["usual"] == told["none of its"] == []
     assert told["further"][0].startswith("further tokens that end an answer (eos_token_id): none; ")
 
 

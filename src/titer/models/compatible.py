@@ -145,7 +145,7 @@ def _ends(checkpoint: Checkpoint) -> tuple[set[str], set[str]]:
     tokenizer, file = read_tokenizer(checkpoint), checkpoint.path / "generation_config.json"
     said = _text(checkpoint).eos_token_id if checkpoint.gguf or not file.is_file() else read_json(file).get("eos_token_id")
     usual = {one for one in (tokenizer.eos_token_id, end_id(tokenizer)) if one is not None}
-    named = {*(said if isinstance(said, list) else [said])} - {None}
+    named = {one for one in (said if isinstance(said, list) else [said]) if isinstance(one, int) and 0 <= one < len(tokenizer)}
     found, own = ({str(word) for word in tokenizer.convert_ids_to_tokens(sorted(ids))} for ids in (named | usual, usual))
     return found, own
 
