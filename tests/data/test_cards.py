@@ -74,7 +74,7 @@ def test_a_readme_of_another_kind_changes_nothing(tmp_path: Path, text: str) -> 
         ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "git lfs pull"),
         ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "git lfs pull"),
         ("x.txt", b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "is a web page"),
-        ("x.csv", gzip.compress(ROWS.encode()), "call it x.csv.gz"),
+        ("x.csv", gzip.compress(ROWS.encode(), mtime=0), "call it x.csv.gz"),
         ("x.csv", b"PK\x03\x04\x14\x00", "a zip archive or a spreadsheet"),
         ("x.jsonl", b"PAR1\x15", "is Parquet, which its name does not say"),
     ],
