@@ -211,6 +211,7 @@ def test_a_method_of_the_user_s_own_file_may_need_streams_and_models(titer: Tite
             ("--stream harmful is to attack", "5 refuse"),
         ),
         ((*TUNE, "--harmful", "refused.jsonl"), ("--harmful is to attack", "5 refuse", "--safety")),
+        ((*TUNE, "--read", "base=m", "--read", "base=m"), ("--read base was given twice", "leave out one of the two")),
         ((*ALIGN, "--read", "m"), ("--read 'm' is not ROLE=MODEL",)),
         ((*ALIGN, "--method", "dpo"), ("has no comply answer", "both columns, comply and refuse")),
         ((*ALIGN, "--alpha", "2"), ("--alpha without an adapter",)),

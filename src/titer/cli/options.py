@@ -98,6 +98,9 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
             form = "ROLE=MODEL" if option == "--read" else "NAME=FILE"
             raise TiterError(f"{option} {visible(pair, 80)!r} is not {form}", expected=f"{option} {form}")
         if name in found:
-            raise TiterError(f"{option} {name} was given twice", next_step="put the rows in one file." if option == "--stream" else "")
+            raise TiterError(
+                f"{option} {name} was given twice",
+                next_step="put the rows in one file." if option == "--stream" else "leave out one of the two.",
+            )
         found[name] = value
     return found
